@@ -1,0 +1,189 @@
+"""Celery's configuration and tasks in the words of `once_core`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from once_core._client import supported
+from once_core.errors import ConfigurationError
+from once_core.guard import Guard
+from once_core.keys import KeySpec
+from once_core.options import OPTIONS, OnceOptions, nearest
+from once_core.store import Store
+
+if TYPE_CHECKING:
+    from celery import Celery, Task
+
+__all__ = ["Binding", "check", "task_options"]
+
+_ATTRIBUTE = "_once_binding"
+
+
+class Binding:
+    """What all tasks of one app share: the app's options, and its lock stores."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._stores: dict[object, Store] = {}
+        self._guards: dict[Task, Guard] = {}
+        self._options: dict[str, object] | None = None
+
+    @classmethod
+    def of(cls, app: Celery) -> Binding:
+        """The binding of an app, made when it is first asked for."""
+        found: Binding | None = app.__dict__.get(_ATTRIBUTE)
+        return found or app.__dict__.setdefault(_ATTRIBUTE, cls(app))  # type: ignore[no-any-return]  # ours
+
+    def guard(self, task: Task) -> Guard:
+        """The guard of a task, made when it is first needed: configuration may come late.
+
+        Raises:
+            ConfigurationError: Options that cannot be, or no lock store.
+        """
+        guard = self._guards.get(task)
+        if guard is None:
+            options = OnceOptions.layered(self.options(), task_options(task) or {}, task.name)
+            guard = Guard(task.name, task.run, options, lambda: self.store(options))
+            self._guards[task] = guard
+        return guard
+
+    def options(self) -> dict[str, object]:
+        """The ``once_*`` settings of the app.
+
+        Raises:
+            ConfigurationError: For a setting that is none of ours.
+        """
+        if self._options is None:
+            conf = self._app.conf
+            for setting in conf:
+                name = setting.lower().removeprefix("once_")
+                if setting.lower().startswith("once_") and name not in OPTIONS:
+                    raise ConfigurationError(
+                        f"the setting {setting} is none of once{nearest(name, OPTIONS)}; there "
+                        f"are {', '.join('once_' + each for each in OPTIONS)}",
+                        option=name,
+                    )
+            found = {name: conf.get(f"once_{name}", _MISSING) for name in OPTIONS}
+            self._options = {name: each for name, each in found.items() if each is not _MISSING}
+        return self._options
+
+    def store(self, options: OnceOptions) -> Store:
+        """The lock store of a task: its own, the app's, or the Redis that Celery uses already.
+
+        Raises:
+            ConfigurationError: When there is none of these.
+        """
+        source: Any = options.client or options.url or self._discovered()
+        name = source if isinstance(source, str) else id(source)
+        found = self._stores.get(name)
+        return found if found is not None else self._stores.setdefault(name, Store(source))
+
+    def _discovered(self) -> str:
+        conf = self._app.conf
+        candidates = [conf.broker_write_url, conf.broker_url, conf.result_backend]
+        for candidate in candidates:
+            urls = candidate.split(";") if isinstance(candidate, str) else candidate or ()
+            for position, url in enumerate(urls):
+                found = _store_url(url, list(urls)[position:], conf)
+                if found:
+                    return found
+        raise ConfigurationError(
+            "once has no lock store: neither the broker nor the result backend of this app is a "
+            "Redis. Set once_url in the app's configuration (CELERY_ONCE_URL under Django's "
+            "namespace), or the environment variable ONCE_URL, to a redis:// URL",
+            option="url",
+        )
+
+
+_MISSING = object()
+
+
+def _store_url(url: str, rest: list[str], conf: Mapping[str, Any]) -> str | None:
+    """A broker's or result backend's URL as one of ours, or None where it is no Redis."""
+    if not isinstance(url, str):
+        return None
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if parts.scheme in ("redis", "rediss"):
+        if "ssl_cert_reqs" in query:
+            query["ssl_cert_reqs"] = query["ssl_cert_reqs"].removeprefix("CERT_").lower()
+        known = {name: value for name, value in query.items() if name != "virtual_host"}
+        plain = parts._replace(query=urlencode(known), netloc=parts.netloc or "localhost")
+        return plain.geturl()
+    if parts.scheme in ("redis+socket", "socket"):
+        return f"unix://{parts.path}?db={query.get('virtual_host', '0')}"
+    if parts.scheme == "sentinel":
+        return _sentinel_url(rest, conf)
+    return None
+
+
+def _sentinel_url(urls: list[str], conf: Mapping[str, Any]) -> str | None:
+    options = conf.get("broker_transport_options") or {}
+    service = options.get("master_name")
+    if not service:
+        return None
+    places = [urlsplit(url) for url in urls if urlsplit(url).scheme == "sentinel"]
+    login = f":{quote(places[0].password, safe='')}@" if places[0].password else ""
+    hosts = ",".join(f"{place.hostname}:{place.port or 26379}" for place in places)
+    database = places[0].path.strip("/") or "0"
+    return f"redis+sentinel://{login}{hosts}/{database}/{service}"
+
+
+def task_options(task: Task | type[Task]) -> Mapping[str, object] | None:
+    """What was given with a task; None where it is not under guard.
+
+    Raises:
+        ConfigurationError: For a ``once=`` that is no options, and switches that contradict it.
+    """
+    once, name = task.once, task.name or ""
+    if once is False or name.startswith("celery."):
+        return None
+    if once is None or once is True:
+        given: Mapping[str, object] = {}
+    elif isinstance(once, OnceOptions):
+        given = once.given
+    elif isinstance(once, Mapping):
+        given = once
+    else:
+        raise ConfigurationError(
+            f"once={once!r} of {name} must be a dict of options, OnceOptions(...), True or False"
+        )
+    switches = (bool(task.queue_lock), bool(task.running_lock))
+    if switches == (True, True):
+        return given
+    if "scope" in given:
+        raise ConfigurationError(
+            f"{name} has scope={given['scope']!r} and also queue_lock={task.queue_lock!r}, "
+            f"running_lock={task.running_lock!r}, which are short for a scope; give one of them",
+            option="scope",
+        )
+    if switches == (False, False):
+        return None
+    return {**given, "scope": "queued" if task.queue_lock else "running"}
+
+
+def check(task: type[Task], app: Celery) -> None:
+    """Refuse what can never work the moment a task is defined.
+
+    Raises:
+        ConfigurationError: Naming the task, the option, and what to write instead.
+    """
+    given = task_options(task)
+    if given is None:
+        return
+    outer = {"window": 1.0} if "window" not in given and app.conf.get("once_window") else {}
+    options = OnceOptions.layered(outer, given, task.name)
+    if options.url and not supported(options.url):
+        Store(options.url).client()
+    KeySpec(options.name or task.name, _body(task), options.key)
+
+
+def _body(task: type[Task]) -> Callable[..., object]:
+    """The body as callers see it, without ``self``."""
+    run: Callable[..., object] = task.run
+    if isinstance(inspect.getattr_static(task, "run"), staticmethod):
+        return run
+    return run.__get__(object())  # type: ignore[no-any-return, attr-defined]  # a plain function

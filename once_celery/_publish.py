@@ -1,0 +1,224 @@
+"""Publishing a task under guard: send it, answer with the holder's handle, or settle its id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery import uuid
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from once_celery.errors import StoreUnavailableError
+from once_core import errors
+from once_core.attempt import Attempt, current_attempt
+from once_core.envelope import HEADER, OFF, Envelope
+from once_core.guard import Guard
+from once_core.publish import OncePublish, Publication, claim
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["publish", "publish_unguarded"]
+
+Send = Callable[..., Any]
+
+
+def publish(
+    task: Task,
+    guard: Guard,
+    send: Send,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    task_id: str | None,
+    call: Mapping[str, object],
+    options: Mapping[str, Any],
+) -> Any:
+    """Send one call, unless it is a duplicate of one that waits or runs.
+
+    Args:
+        task: The task.
+        guard: Of the task, without the options of the call.
+        send: `Task.apply_async` of the base class.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        task_id: Id that somebody knows already; None lets us choose.
+        call: Options given at the call.
+        options: Everything else that `apply_async` was given.
+    """
+    attempt = current_attempt()
+    if task_id is not None and attempt is not None and attempt.message.id == task_id:
+        if _is_retry(task, attempt, options) and _is_same_unit(task, guard, args, kwargs):
+            return _send_retry(attempt, send, args, kwargs, task_id, options)
+    elif _is_resent(task, task_id, options):
+        return send(args, kwargs, task_id=task_id, **options)
+    publication = _claim(guard.with_call(call), attempt, args, kwargs, task_id, call, options)
+    if not publication.publish.is_duplicate:
+        return _send(task, publication, send, args, kwargs, options)
+    return _refuse(task, publication, send, args, kwargs, task_id, options)
+
+
+def publish_unguarded(
+    task: Task, send: Send, args: Any, kwargs: Any, task_id: str | None, options: Mapping[str, Any]
+) -> Any:
+    """Send one call past all locks (``once=False``); the worker is told to run it so too."""
+    task_id = task_id or uuid()
+    header = Envelope("", 0, OFF, task_id, task.name).to_header()
+    result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
+    return _handle(result, OncePublish("off", False, task_id))
+
+
+def _is_retry(task: Task, attempt: Attempt, options: Mapping[str, Any]) -> bool:
+    retries = options.get("retries") or 0
+    return task.name == attempt.guard.task and retries > attempt.message.retries
+
+
+def _is_same_unit(task: Task, guard: Guard, args: Any, kwargs: Any) -> bool:
+    """Whether a retry kept what identifies its unit of work; both sides came off the wire."""
+    request = task.request
+    try:
+        return guard.key(args, kwargs) == guard.key(request.args or (), request.kwargs or {})
+    except errors.KeyDerivationError:
+        return True
+
+
+def _is_resent(task: Task, task_id: str | None, options: Mapping[str, Any]) -> bool:
+    """A retry that the main process publishes (a lost worker's): not a new call."""
+    header = (options.get("headers") or {}).get(HEADER)
+    is_ours = Envelope.read(header, task_id or "", task.name) is not None
+    return is_ours and (options.get("retries") or 0) > 0
+
+
+def _send_retry(
+    attempt: Attempt,
+    send: Send,
+    args: Any,
+    kwargs: Any,
+    task_id: str,
+    options: Mapping[str, Any],
+) -> Any:
+    """A retry is never refused; it is noted where it is published, for `throw=False` hides it."""
+    header = {**attempt.envelope.to_header(), "n": 0}
+    result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
+    attempt.retry_delay = _delay(options, attempt.guard)
+    return _handle(result, OncePublish("claimed", False, task_id, attempt.key))
+
+
+def _claim(
+    guard: Guard,
+    attempt: Attempt | None,
+    args: Any,
+    kwargs: Any,
+    task_id: str | None,
+    call: Mapping[str, object],
+    options: Mapping[str, Any],
+) -> Publication:
+    own = task_id is not None and attempt is not None and attempt.message.id == task_id
+    try:
+        return claim(
+            guard,
+            args,
+            kwargs,
+            task_id or uuid(),
+            call=call,
+            delay=_delay(options, guard),
+            expires=_seconds_until(options.get("expires")),
+            own=own,
+            retries=options.get("retries") or 0,
+        )
+    except errors.StoreUnavailableError as error:
+        raise StoreUnavailableError.of(error) from error
+
+
+def _send(
+    task: Task,
+    publication: Publication,
+    send: Send,
+    args: Any,
+    kwargs: Any,
+    options: Mapping[str, Any],
+) -> Any:
+    envelope = publication.envelope
+    sending = _with_header(options, envelope.to_header())
+    if publication.claim is not None and publication.claim.delay != _delay(options, None):
+        sending["countdown"] = publication.claim.delay
+        sending.pop("eta", None)
+    try:
+        result = send(args, kwargs, task_id=envelope.message_id, **sending)
+    except BaseException:
+        publication.failed()
+        raise
+    publication.sent()
+    return _handle(result, publication.publish)
+
+
+def _refuse(
+    task: Task,
+    publication: Publication,
+    send: Send,
+    args: Any,
+    kwargs: Any,
+    task_id: str | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """A duplicate. An id that somebody waits for is settled by a message; else none is sent."""
+    told = publication.publish
+    if task_id is not None and told.holder_id == task_id:
+        # the same id given twice: settling it would end it before its real run
+        return _handle(task.AsyncResult(task_id), told)
+    if publication.guard.options.on_duplicate == "raise" and not _is_dispatch(options):
+        raise publication.error()
+    if not (task_id or _is_awaited(options)):
+        return _handle(task.AsyncResult(told.holder_id), told)
+    if (options.get("retries") or 0) > 0:
+        # a retry in another unit of work is never refused: it runs without a ticket there
+        publication = publication.unclaimed()
+    header = publication.envelope.to_header()
+    sent_as = publication.envelope.message_id
+    result = send(args, kwargs, task_id=sent_as, **_with_header(options, header))
+    return _handle(result, told)
+
+
+def _is_dispatch(options: Mapping[str, Any]) -> bool:
+    """Whether a canvas makes this call: an error would hurt tasks that are not concerned.
+
+    Only the dispatch of canvases and callbacks gives a parent_id (facts/celery.md 10.3).
+    """
+    return any(options.get(name) for name in ("parent_id", "group_id", "chord"))
+
+
+def _is_awaited(options: Mapping[str, Any]) -> bool:
+    names = ("link", "link_error", "chain", "chord", "group_id")
+    return any(options.get(name) for name in names)
+
+
+def _with_header(options: Mapping[str, Any], header: Mapping[str, object]) -> dict[str, Any]:
+    return {**options, "headers": {**(options.get("headers") or {}), HEADER: header}}
+
+
+def _handle(result: Any, told: OncePublish) -> Any:
+    result.once = told
+    return result
+
+
+def _delay(options: Mapping[str, Any], guard: Guard | None) -> float:
+    """Seconds until the message is due."""
+    countdown = options.get("countdown")
+    if countdown:
+        return max(0.0, float(countdown))
+    return max(0.0, _seconds_until(options.get("eta")) or 0.0)
+
+
+def _seconds_until(moment: object) -> float | None:
+    """Seconds until an ``eta`` or ``expires``, in any of the forms that Celery takes."""
+    if moment is None:
+        return None
+    if isinstance(moment, (int, float)):
+        return float(moment)
+    if isinstance(moment, str):
+        moment = maybe_iso8601(moment)
+    if isinstance(moment, datetime):
+        aware = maybe_make_aware(moment, timezone.utc)
+        return float((aware - datetime.now(timezone.utc)).total_seconds())
+    return None
+

@@ -1,0 +1,186 @@
+"""`OnceTask`, the base class of Celery tasks under guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+from celery import Task
+
+from once_celery import _publish, _run, _signals
+from once_celery._binding import Binding, check, task_options
+from once_celery.errors import StoreUnavailableError
+from once_core import errors
+from once_core.errors import ConfigurationError
+from once_core.guard import Guard, Holder
+from once_core.options import OnceOptions, OnceOptionsDict
+from once_core.publish import OncePublish
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.result import AsyncResult
+
+__all__ = ["OnceTask"]
+
+Once = Union[OnceOptions, OnceOptionsDict, bool, None]
+
+
+class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
+    """Base class of tasks of which at most one message waits and at most one attempt runs.
+
+    Nothing else has to be set up: signals install themselves, and where the broker or the
+    result backend is a Redis it is the lock store too. Otherwise set ``once_url``. Safe in all
+    pools. While the lock store is away `delay` raises `StoreUnavailableError` and messages that
+    start are put back; see ``on_store_error``.
+
+    Attributes:
+        once: Options of the task (see `OnceOptions`); False switches all of it off.
+        queue_lock: Limit what waits. Short for a scope, together with `running_lock`.
+        running_lock: Limit what runs.
+
+    Example:
+        >>> from celery import Celery
+        >>> app = Celery("shop", broker="memory://", set_as_current=False)
+        >>> app.conf.once_url = "memory://task-example"
+        >>> @app.task(base=OnceTask, once={"key": ["order_id"]})
+        ... def sync_order(order_id, force=False): ...
+        >>> first, second = sync_order.delay(1), sync_order.delay(1, force=True)
+        >>> second.once.is_duplicate, second.id == first.id
+        (True, True)
+        >>> sync_order.is_locked(1), sync_order.is_locked(2)
+        (True, False)
+    """
+
+    abstract = True
+    once: Once = None
+    queue_lock: bool = True
+    running_lock: bool = True
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Check the options the moment the task is defined; called by Celery.
+
+        Raises:
+            ConfigurationError: Options that cannot be, or a base class that would hide ours.
+        """
+        super().on_bound(app)
+        if cls.run is Task.run:
+            return
+        first = next(each for each in cls.__mro__ if "__call__" in each.__dict__)
+        if not issubclass(first, OnceTask):
+            raise ConfigurationError(
+                f"{cls.name}: {first.__name__}.__call__ hides that of OnceTask, so the task would "
+                f"run unguarded; name OnceTask first: class MyTask(OnceTask, {first.__name__})"
+            )
+        check(cls, app)
+        _signals.connect()
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        *other: Any,
+        once: Once = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Send the task unless it is a duplicate; never returns None.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            task_id: Id for the message; a duplicate with an id of its own is sent and settled.
+            other: Celery's remaining positional arguments.
+            once: Options for this call alone; False sends it past all locks.
+            options: Everything that Celery's `apply_async` takes.
+
+        Returns:
+            A handle of the task that was sent, or of the one that waits or runs. Its ``once``
+            is an `OncePublish` that tells which.
+
+        Raises:
+            DuplicateTaskError: With ``on_duplicate="raise"``.
+            KeyDerivationError: The arguments give no key.
+            StoreUnavailableError: The lock store is away; nothing was sent.
+        """
+        send = super().apply_async
+        if other:
+            names = ("producer", "link", "link_error", "shadow")
+            options.update(zip(names, other, strict=False))
+        if self.app.conf.task_always_eager or task_options(self) is None:
+            result = send(args, kwargs, task_id=task_id, **options)
+            result.once = OncePublish("off", False, result.id)  # noqa: FBT003  # is_duplicate
+            return result
+        if once is False:
+            return _publish.publish_unguarded(self, send, args, kwargs, task_id, options)
+        if _run.is_put_back(task_id):
+            return send(args, kwargs, task_id=task_id, **options)
+        self._check_arguments(args or (), kwargs or {})
+        return _publish.publish(
+            self, self._guard(), send, args or (), kwargs or {}, task_id, _given(once), options
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: under guard in a worker, plainly when called directly or eagerly."""
+        request = self.request
+        if request.called_directly or request.is_eager or task_options(self) is None:
+            return super().__call__(*args, **kwargs)
+        parent = super().__call__
+        if parent.__func__ is Task.__call__:
+            # that one would push a second, empty request outside of Celery's own workers
+            return _run.run(self, lambda: self.run(*args, **kwargs))
+        return _run.run(self, lambda: parent(*args, **kwargs))
+
+    def is_locked(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether the unit of work of this call waits, runs, or is kept by a window.
+
+        Raises:
+            StoreUnavailableError: When nobody can say.
+        """
+        return self.holder(*args, **kwargs) is not None
+
+    def holder(self, *args: Any, **kwargs: Any) -> Holder | None:
+        """Who holds the unit of work of this call, or None.
+
+        Raises:
+            StoreUnavailableError: When nobody can say.
+        """
+        try:
+            return self._guard().holder(args, kwargs)
+        except errors.StoreUnavailableError as error:
+            raise StoreUnavailableError.of(error) from error
+
+    def release(self, *args: Any, **kwargs: Any) -> bool:
+        """Free the unit of work of this call, whoever holds it.
+
+        A message that waits is not lost, and a live run loses its lease: only do this when you
+        know that it may overlap.
+
+        Returns:
+            Whether there was something to free.
+
+        Raises:
+            StoreUnavailableError: When the store is away.
+        """
+        try:
+            return self._guard().release(args, kwargs)
+        except errors.StoreUnavailableError as error:
+            raise StoreUnavailableError.of(error) from error
+
+    def _guard(self) -> Guard:
+        return Binding.of(self.app).guard(self)
+
+    def _check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Celery's own check, before the claim: a call that cannot be sent takes nothing."""
+        if self.typing and hasattr(self, "__header__"):
+            self.__header__(*args, **kwargs)
+
+
+def _given(once: Once) -> Mapping[str, object]:
+    if once is None or once is True:
+        return {}
+    if isinstance(once, OnceOptions):
+        return once.given
+    if isinstance(once, Mapping):
+        return once
+    raise ConfigurationError(f"once={once!r} must be a dict of options, OnceOptions(...) or False")

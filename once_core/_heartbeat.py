@@ -1,0 +1,224 @@
+"""Renews every lease of this process: one native thread, one pipeline a store and beat."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from once_core import protocol
+from once_core._clock import elapsed
+from once_core._native import Wake, start_thread
+from once_core.errors import StoreUnavailableError
+from once_core.events import emit, logger
+from once_core.lease import Lease
+from once_core.protocol import Message, Step
+from once_core.store import Store
+
+__all__ = ["Held", "Heartbeat", "heartbeat"]
+
+BEATS_PER_LEASE = 3
+"""Two beats may fail before a lease lapses."""
+
+OUTAGE_BEAT = 1.0
+"""Seconds between attempts while a store is away: leases are short, outages shorter."""
+
+
+@dataclass(eq=False)
+class Held:
+    """A lease in the renewal table, with what its renewal has to say."""
+
+    store: Store
+    message: Message
+    attempt: str
+    where: str
+    lease: Lease
+    task: str
+    warn_after: float | None = None
+    started_at: float = field(default_factory=elapsed)
+    tried_at: float = 0.0
+    is_closed: bool = False
+    is_slow: bool = False
+
+    def __post_init__(self) -> None:
+        self.tried_at = self.started_at
+
+    def renewal(self, now: float) -> Step[str]:
+        """The step that renews it."""
+        return protocol.renew(
+            self.lease.key,
+            self.message,
+            self.attempt,
+            where=self.where,
+            lease=self.lease.length,
+            fence=self.lease.fence,
+            held=now - self.started_at,
+        )
+
+    def giving_up(self) -> Step[protocol.Reap]:
+        """The step that frees the lease if it is still this attempt's, and does nothing else."""
+        return protocol.reap(self.lease.key, self.message.id, self.attempt)
+
+
+class Heartbeat:
+    """The renewal table of one process and the thread that works through it.
+
+    The thread starts with the first lease, never at import, and survives whatever happens in a
+    beat. A forked child starts with an empty table: the leases are its parent's.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+        self._unfinished: list[tuple[Held, Step[Any]]] = []
+        self._siblings: dict[int, tuple[Store, Store]] = {}
+        self._wake = Wake()
+        self._runs = False
+        self._next_beat = 0.0
+        self._beat_every = 20.0
+
+    def add(self, held: Held) -> None:
+        """Renew this lease from now on."""
+        self._held[held.attempt] = held
+        beat = min(held.lease.length / BEATS_PER_LEASE, held.warn_after or held.lease.length)
+        if not self._runs:
+            self._next_beat = elapsed() + beat
+            self._start()
+        elif elapsed() + beat < self._next_beat:
+            self._next_beat = elapsed() + beat
+            self._wake.set()
+
+    def _start(self) -> None:
+        self._runs = True
+        try:
+            start_thread(self._run)
+        except RuntimeError as error:  # no thread to be had, or the interpreter is ending
+            self._runs = False
+            logger.critical("leases are not renewed: no thread can be started: %s", error)
+            emit("heartbeat_failed", reason=str(error))
+
+    def remove(self, held: Held) -> None:
+        """Stop renewing it; to be called before its `finish` is sent, never after."""
+        held.is_closed = True
+        self._held.pop(held.attempt, None)
+
+    def finish_later(self, held: Held, step: Step[Any]) -> None:
+        """The store was away when this attempt ended: go on trying until its lease is over."""
+        self._unfinished.append((held, step))
+        if not self._runs:
+            self._start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        """The thread. Nothing may end it: without it every lease of the process lapses."""
+        while True:
+            try:
+                self._sleep()
+                self._beat()
+            except BaseException as error:
+                logger.critical("the renewal of leases failed; it goes on", exc_info=True)
+                emit("heartbeat_failed", reason=f"{type(error).__name__}: {error}")
+                self._next_beat = elapsed() + OUTAGE_BEAT
+
+    def _sleep(self) -> None:
+        while True:
+            held = list(self._held.values())
+            if held:
+                shortest = min(each.lease.length for each in held) / BEATS_PER_LEASE
+                self._next_beat = min(self._next_beat, elapsed() + shortest)
+            if self._unfinished:
+                self._next_beat = min(self._next_beat, elapsed() + OUTAGE_BEAT)
+            remaining = self._next_beat - elapsed()
+            if remaining <= 0:
+                return
+            self._wake.wait(remaining)
+
+    def _beat(self) -> None:
+        held = list(self._held.values())
+        if held:
+            self._beat_every = min(each.lease.length for each in held) / BEATS_PER_LEASE
+        self._next_beat = elapsed() + self._beat_every
+        by_store: dict[int, list[Held]] = {}
+        for each in held:
+            by_store.setdefault(id(each.store), []).append(each)
+        for some in by_store.values():
+            if not self._renew(some):
+                self._next_beat = min(self._next_beat, elapsed() + OUTAGE_BEAT)
+        self._finish_now()
+        self._warn_of_slow_runs(held)
+
+    def _sibling(self, store: Store) -> Store:
+        """Connections of the thread's own: green threads must not share sockets with it."""
+        if id(store) not in self._siblings:
+            self._siblings[id(store)] = (store, store.sibling())
+        return self._siblings[id(store)][1]
+
+    def _renew(self, held: list[Held]) -> bool:
+        sent_at = elapsed()
+        answers = self._sibling(held[0].store).run_many([each.renewal(sent_at) for each in held])
+        for each, answer in zip(held, answers, strict=True):
+            # asleep, and not only unheard: no renewal was even tried for longer than the lease
+            has_slept = sent_at - each.tried_at > each.lease.length
+            each.tried_at = sent_at
+            if not isinstance(answer, StoreUnavailableError):
+                self._answered(each, answer, sent_at, has_slept=has_slept)
+            elif has_slept:
+                self._lost(each, "this process stood still for longer than its lease")
+        return not any(isinstance(answer, StoreUnavailableError) for answer in answers)
+
+    def _answered(self, held: Held, answer: str, sent_at: float, *, has_slept: bool) -> None:
+        if held.is_closed:
+            if answer == "restored":
+                # its finish overtook this renewal, which then took the lease again for nobody
+                self._unfinished.append((held, held.giving_up()))
+            return
+        if answer == "lost":
+            self._held.pop(held.attempt, None)
+            self._lost(held, "another attempt runs, or somebody released it")
+            return
+        held.lease._renewed(sent_at)  # noqa: SLF001  # the lease's other half
+        if answer == "restored" and has_slept:
+            self._lost(held, "this process stood still for longer than its lease")
+        elif answer == "restored":
+            emit("lease_restored", reason="the lock store had lost it", **_facts(held))
+
+    def _lost(self, held: Held, reason: str) -> None:
+        if not held.lease._is_taken:  # noqa: SLF001  # the lease's other half
+            held.lease._taken()  # noqa: SLF001  # see above
+            emit("lease_lost", reason=reason, **_facts(held))
+
+    def _finish_now(self) -> None:
+        for pair in list(self._unfinished):
+            held, step = pair
+            answer = self._sibling(held.store).run_many([step])[0]
+            is_over = elapsed() > held.tried_at + held.lease.length
+            if is_over or not isinstance(answer, StoreUnavailableError):
+                self._unfinished.remove(pair)
+
+    def _warn_of_slow_runs(self, held: list[Held]) -> None:
+        for each in held:
+            ran = elapsed() - each.started_at
+            if each.warn_after and ran > each.warn_after and not each.is_slow:
+                each.is_slow = True
+                reason = f"it runs for longer than warn_after={each.warn_after:g} s"
+                emit("slow", reason=reason, ran=ran, **_facts(each))
+            elif each.warn_after and not each.is_slow:
+                self._next_beat = min(self._next_beat, each.started_at + each.warn_after)
+
+
+def _facts(held: Held) -> dict[str, str]:
+    return {"task": held.task, "key": held.lease.key, "message_id": held.message.id}
+
+
+_process: dict[int, Heartbeat] = {}
+
+
+def heartbeat() -> Heartbeat:
+    """The heartbeat of this process; a forked child gets a new one."""
+    pid = os.getpid()
+    found = _process.get(pid)
+    if found is None:
+        # atomic: two threads must not end up with two tables
+        found = _process.setdefault(pid, Heartbeat())
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_process.clear)
+    return found

@@ -1,0 +1,253 @@
+"""The worker's side: one delivery from its start to its end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from once_core import lease as leases
+from once_core import protocol
+from once_core._clock import elapsed
+from once_core._heartbeat import Held, heartbeat
+from once_core._host import is_dead, whereabouts
+from once_core.envelope import Envelope
+from once_core.errors import StoreUnavailableError
+from once_core.events import emit
+from once_core.guard import Guard
+from once_core.lease import Lease
+from once_core.options import SCOPES
+from once_core.protocol import Message, Outcome, Start
+from once_core.publish import nonce
+
+__all__ = ["Attempt", "current_attempt", "deferral"]
+
+LONG_RUN = 60.0
+"""Seconds of run after which a late redelivery has to be expected (rules: finish 3)."""
+
+_current: ContextVar[Attempt | None] = ContextVar("once_attempt", default=None)
+
+
+def current_attempt() -> Attempt | None:
+    """The attempt whose body makes this call, or None."""
+    return _current.get()
+
+
+def deferral(deferrals: int, longest: float = protocol.LONGEST_DEFERRAL) -> float:
+    """Seconds to put a message back for: 1 doubling to 30, jittered so that many spread out.
+
+    Args:
+        deferrals: How often it was put back already.
+        longest: No longer than this; brokers give long-held messages out again.
+    """
+    most = min(float(2 ** min(deferrals, 10)), longest, protocol.LONGEST_DEFERRAL)
+    return most * random.uniform(0.75, 1.0)  # noqa: S311  # spreads load, hides nothing
+
+
+class Attempt:
+    """One delivery of a message being run. Used by one thread; its lease by any.
+
+    Args:
+        guard: Of the task, with the options of the call.
+        key: Key of the unit of work.
+        message: As the record knows it.
+        envelope: That came with the message; None makes one for its retries and deferrals.
+        expects_copies: The message was redelivered, deferred or had an ETA: a late copy of it
+            may yet come and has to find a mark.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        key: str,
+        message: Message,
+        envelope: Envelope | None = None,
+        *,
+        expects_copies: bool = False,
+    ) -> None:
+        self.guard = guard
+        self.key = key
+        self.message = message
+        self.envelope = envelope or Envelope(
+            key, message.ticket or nonce(), guard.options.scope, message.id, guard.task
+        )
+        self.lease: Lease | None = None
+        self.retry_delay: float | None = None
+        # the producer's word counts: it claimed, or did not, under the scope it knew
+        self._limits = SCOPES.get(self.envelope.scope, guard.options.limits)
+        self._token = f"{random.getrandbits(64):016x}"
+        self._expects_copies = expects_copies
+        self._held: Held | None = None
+        self.is_running = False
+        self._outcome: Outcome = "failure"
+        self._started_at = 0.0
+
+    def start(self) -> Start:
+        """Take the lease; in one round trip unless a dead holder is in the way.
+
+        Raises:
+            StoreUnavailableError: When the store is away.
+        """
+        try:
+            answer = self._start()
+        except StoreUnavailableError:
+            # it may have been heard, and only the answer lost: nobody would renew that lease
+            ghost = self._hold(fence=0)
+            heartbeat().finish_later(ghost, ghost.giving_up())
+            raise
+        if answer.status in ("overlap", "skipped") and is_dead(answer.where):
+            # its process is gone from this very machine: nobody will renew or finish it
+            self._bury(answer)
+            answer = self._start()
+        if answer.status == "started":
+            self._begin(answer)
+        return answer
+
+    def _start(self) -> Start:
+        options = self.guard.options
+        return self.guard.store.run(
+            protocol.start(
+                self.key,
+                self.message,
+                self._token,
+                where=whereabouts(),
+                lease=options.lease,
+                ttl=options.ttl,
+                heal_after=options.heal_after,
+                window=options.window or 0.0,
+                queued=self._limits.waiting,
+                running=self._limits.running,
+                give_up=options.on_overlap != "defer",
+            )
+        )
+
+    def _bury(self, answer: Start) -> None:
+        store = self.guard.store
+        seen = store.run(protocol.reap(self.key, answer.holder_id))
+        if seen.attempt and is_dead(seen.where):
+            store.run(protocol.reap(self.key, answer.holder_id, seen.attempt))
+            emit(
+                "reaped",
+                task=self.guard.task,
+                key=self.key,
+                holder_id=answer.holder_id,
+                reason=f"its process {seen.where} is gone",
+            )
+
+    def _hold(self, fence: int) -> Held:
+        options = self.guard.options
+        return Held(
+            self.guard.store,
+            self.message,
+            self._token,
+            whereabouts(),
+            Lease(self.key, fence, options.lease),
+            self.guard.task,
+            options.warn_after,
+        )
+
+    def _begin(self, answer: Start) -> None:
+        self._started_at = elapsed()
+        self.is_running = True
+        if self._limits.running:
+            self._held = self._hold(answer.fence)
+            self.lease = self._held.lease
+            heartbeat().add(self._held)
+        emit(
+            "started",
+            task=self.guard.task,
+            key=self.key,
+            message_id=self.message.id,
+            waited=answer.waited,
+            fence=answer.fence,
+        )
+
+    @contextmanager
+    def body(self) -> Iterator[None]:
+        """Around the body: what it calls can ask for its lease and its attempt."""
+        attempt, lease = _current.set(self), leases._current.set(self.lease)  # noqa: SLF001  # set by whoever runs a body
+        try:
+            yield
+        finally:
+            leases._current.reset(lease)  # noqa: SLF001  # see above
+            _current.reset(attempt)
+
+    def end(self, outcome: Outcome) -> bool:
+        """The body ended: free the lease, unless a done mark has to be left first.
+
+        Args:
+            outcome: How; ``"interrupted"`` when the broker will give the message out again.
+
+        Returns:
+            Whether it is over. If not, call `end_stored` once the result is stored: a mark that
+            is there before its result would lose the result if we die between the two.
+        """
+        self._outcome = outcome
+        self.is_running = False
+        ran = elapsed() - self._started_at
+        if not self._limits.running:
+            if outcome == "retry" and self._limits.waiting:
+                self._finish(write_mark=False)
+            self._tell(ran)
+            return True
+        if outcome != "interrupted" and (self._expects_copies or ran > LONG_RUN):
+            return False
+        is_over = self._finish(write_mark=False) != "due"
+        if is_over:
+            self._tell(ran)
+        return is_over
+
+    def end_stored(self) -> None:
+        """The result is stored: leave the mark and free the lease."""
+        self._finish(write_mark=True)
+        self._tell(elapsed() - self._started_at)
+
+    def _finish(self, *, write_mark: bool) -> str:
+        options, held = self.guard.options, self._held
+        step = protocol.finish(
+            self.key,
+            self.message,
+            self._token,
+            self._outcome,
+            ttl=options.ttl,
+            heal_after=options.heal_after,
+            delay=self.retry_delay or 0.0,
+            keep_for=options.keep_for or 0.0,
+            queued=self._limits.waiting,
+            write_mark=write_mark,
+        )
+        if held is not None:
+            heartbeat().remove(held)
+        try:
+            answer = self.guard.store.run(step)
+        except BaseException as error:
+            if held is not None:
+                heartbeat().finish_later(held, step)
+            if not isinstance(error, StoreUnavailableError):
+                raise  # such as a soft time limit in the middle of it
+            return "later"
+        if answer.status == "due" and held is not None:
+            held.is_closed = False
+            heartbeat().add(held)
+        if answer.status == "lost" and self.lease is not None and not self.lease.lost:
+            self.lease._taken()  # noqa: SLF001  # the lease's other half
+            emit(
+                "lease_lost",
+                task=self.guard.task,
+                key=self.key,
+                message_id=self.message.id,
+                reason="found out at its end",
+            )
+        return answer.status
+
+    def _tell(self, ran: float) -> None:
+        emit(
+            "finished",
+            task=self.guard.task,
+            key=self.key,
+            message_id=self.message.id,
+            reason=self._outcome,
+            ran=ran,
+            fence=self.lease.fence if self.lease else None,
+        )

@@ -1,0 +1,112 @@
+"""What travels with a message: the key its producer derived, its ticket, and whose it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["HEADER", "OFF", "VERSION", "Envelope"]
+
+HEADER = "once"
+"""Name of the Celery header and of the Dramatiq option."""
+
+VERSION = 1
+
+OFF = "off"
+"""In the place of the scope: the call asked for no guard at all."""
+
+_KEY = re.compile(r"[^\s{}]{1,400}:[0-9a-z]{26,64}")
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The header of one message.
+
+    It counts only for the message and the task it was made for: headers are copied along by
+    groups, by retries with other arguments and by users, and a header must never make a worker
+    touch a key that is none of ours.
+
+    Attributes:
+        key: Key of the unit of work; workers never derive it again.
+        ticket: Right to run; negative: a nonce, for a message that was sent without a claim.
+        scope: The scope the producer claimed with.
+        message_id: Id of the message it belongs to.
+        task: Name of the task it belongs to.
+        store: Which lock store the producer claimed in; empty where that is not known.
+        call: Options given at the call that the worker has to know.
+        duplicate_of: Message id of the holder, for a message that is only sent to be settled.
+        deferrals: How often it was put back.
+        version: Of this format.
+    """
+
+    key: str
+    ticket: int
+    scope: str
+    message_id: str
+    task: str
+    store: str = ""
+    call: Mapping[str, object] = field(default_factory=dict)
+    duplicate_of: str = ""
+    deferrals: int = 0
+    version: int = VERSION
+
+    def to_header(self) -> dict[str, object]:
+        """As a dict of plain values, without what is empty.
+
+        Example:
+            >>> Envelope("once:t:" + "0" * 32, 5, "queued", "m1", "t").to_header()["ticket"]
+            5
+        """
+        header: dict[str, object] = {
+            "v": self.version,
+            "key": self.key,
+            "ticket": self.ticket,
+            "scope": self.scope,
+            "id": self.message_id,
+            "task": self.task,
+        }
+        optional = {
+            "store": self.store,
+            "call": dict(self.call),
+            "dup": self.duplicate_of,
+            "n": self.deferrals,
+        }
+        header.update({name: value for name, value in optional.items() if value})
+        return header
+
+    @classmethod
+    def read(cls, header: object, message_id: str, task: str) -> Envelope | None:
+        """The envelope of a message, or None if it has none that counts.
+
+        Args:
+            header: What the message carries under `HEADER`.
+            message_id: Id of the message.
+            task: Name of its task.
+        """
+        if not isinstance(header, Mapping):
+            return None
+        key, ticket = header.get("key"), header.get("ticket")
+        if header.get("id") != message_id or header.get("task") != task:
+            return None
+        if header.get("scope") == OFF:
+            return cls("", 0, OFF, message_id, task)
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or not isinstance(ticket, int):
+            return None
+        version, call = header.get("v"), header.get("call")
+        if not isinstance(version, int):
+            return None
+        is_newer = version > VERSION
+        return cls(
+            key=key,
+            # what a newer version's ticket means is not known here: the run is guarded by key
+            ticket=0 if is_newer else ticket,
+            scope=str(header.get("scope", "")),
+            message_id=message_id,
+            task=task,
+            store=str(header.get("store", "")),
+            call=call if isinstance(call, Mapping) and not is_newer else {},
+            duplicate_of=str(header.get("dup", "")),
+            deferrals=int(header.get("n", 0)),
+            version=version,
+        )

@@ -1,0 +1,178 @@
+"""What once knows of one task, and what a person may ask of it. The bindings build on this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from once_core import protocol
+from once_core.events import emit
+from once_core.keys import KeySpec
+from once_core.options import OnceOptions
+from once_core.store import Store
+
+__all__ = ["Guard", "Holder"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a unit of work; times in seconds.
+
+    Attributes:
+        state: ``"running"``, ``"waiting"`` or ``"kept"``.
+        message_id: Id of its message.
+        age: Since when: of the run, of the waiting, or of the keeping.
+        remaining: Until its part ends if nothing renews it.
+        where: ``host:pid:namespace`` of a running one.
+        fence: Number of its lease.
+        retries: How often it was retried.
+        suppressed: Publishes it has refused so far.
+    """
+
+    state: str
+    message_id: str
+    age: float
+    remaining: float
+    where: str = ""
+    fence: int = 0
+    retries: int = 0
+    suppressed: int = 0
+
+
+class Guard:
+    """A task under guard: its options, its keys, its store. Safe for threads and forks.
+
+    Args:
+        task: Name of the task.
+        function: Its body, whose signature binds the arguments.
+        options: Checked options.
+        store: Returns the lock store; asked when it is first needed.
+
+    Raises:
+        ConfigurationError: When ``key=`` names parameters that the function has not.
+
+    Example:
+        >>> def sync(order_id, force=False): ...
+        >>> guard = Guard("shop.sync", sync, OnceOptions(), lambda: Store("memory://guard"))
+        >>> guard.key((1,), {}) == guard.key((), {"order_id": 1, "force": False})
+        True
+        >>> guard.is_locked((1,), {})
+        False
+    """
+
+    def __init__(
+        self,
+        task: str,
+        function: Callable[..., object],
+        options: OnceOptions,
+        store: Callable[[], Store],
+    ) -> None:
+        self.task = task
+        self.options = options
+        self._function = function
+        self._store = store
+        self.keys = KeySpec(
+            options.name or task,
+            function,
+            options.key,
+            secret=options.secret,
+            preview=options.preview,
+        )
+
+    @property
+    def store(self) -> Store:
+        """The lock store."""
+        return self._store()
+
+    def with_call(self, call: Mapping[str, object]) -> Guard:
+        """The guard under which one call goes whose options differ.
+
+        Raises:
+            ConfigurationError: As for `OnceOptions.with_call`.
+        """
+        if not call:
+            return self
+        options = self.options.with_call(call, self.task)
+        return Guard(self.task, self._function, options, self._store)
+
+    def key(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+        """The key of the unit of work that these arguments identify.
+
+        Raises:
+            KeyDerivationError: When they give none.
+        """
+        prefix = self.options.prefix
+        return self.keys.key(args, kwargs, prefix=prefix() if callable(prefix) else prefix)
+
+    def preview(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+        """The arguments that may be shown, as text; empty unless ``preview=`` names some."""
+        if not self.options.preview:
+            return ""
+        shown = self.keys.preview(args, kwargs)
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def is_locked(self, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+        """Whether the unit of work waits, runs, or is kept.
+
+        Raises:
+            StoreUnavailableError: When nobody can say.
+        """
+        return self.holder(args, kwargs) is not None
+
+    def holder(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Holder | None:
+        """Who runs; if nobody, who waits; if nobody, what keeps it; or None.
+
+        Raises:
+            StoreUnavailableError: When nobody can say.
+        """
+        fields = self.store.run(protocol.inspect(self.key(args, kwargs)))
+        for part, state in (("x0", "running"), ("w", "waiting"), ("q", "kept")):
+            if f"{part}u" in fields:
+                return _holder(fields, part, state)
+        return None
+
+    def release(
+        self, args: Sequence[object], kwargs: Mapping[str, object], *, holder_id: str = ""
+    ) -> bool:
+        """Free the unit of work, whoever holds it: a live run loses its lease for good.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            holder_id: Free it only from this message; whoever holds it if empty.
+
+        Returns:
+            Whether there was something to free, of this holder.
+
+        Raises:
+            StoreUnavailableError: When the store is away.
+        """
+        key = self.key(args, kwargs)
+        answer = self.store.run(protocol.release(key, holder_id))
+        if answer.status == "released":
+            emit(
+                "released",
+                task=self.task,
+                key=key,
+                holder_id=answer.holder_id,
+                reason="somebody asked for it",
+            )
+        return answer.status == "released"
+
+
+def _holder(fields: Mapping[str, str], part: str, state: str) -> Holder:
+    def number(letter: str) -> int:
+        return int(fields.get(part + letter, 0))
+
+    now = int(fields["now"])
+    return Holder(
+        state=state,
+        message_id=fields.get(f"{part}j") or fields.get(f"{part}i", ""),
+        age=max(0, now - number("s")) / 1000,
+        remaining=max(0, number("u") - now) / 1000,
+        where=fields.get(f"{part}b", ""),
+        fence=number("f"),
+        retries=number("r"),
+        suppressed=number("z"),
+    )
+

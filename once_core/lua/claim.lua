@@ -1,0 +1,75 @@
+-- claim: before the publish. May this call be sent, and with which ticket?
+-- KEYS: record
+-- ARGV: id mode delay ttl heal latest expires until_done own nonce lost fingerprint retries
+--   mode         skip or replace
+--   delay ttl heal   ms until it is due, that it may wait after that, before it may heal
+--   latest       ms after its first call that a burst may be delayed, or -1 for no bound
+--   expires      ms after which the broker drops the message, or -1
+--   until_done   1: refuse while it runs
+--   own          1: called from the body of the running attempt, for its own message id
+--   nonce lost   of this claim; of an earlier one whose reply was lost, or ''
+--   fingerprint  of all arguments, '' where that does not matter
+-- Returns: claimed|refreshed|replaced ticket delay
+--          moved|waiting|running|kept holder remaining
+-- A full server refuses it as a whole; O(1).
+
+local id, mode, nonce, lost, fingerprint = ARGV[1], ARGV[2], ARGV[10], ARGV[11], ARGV[12]
+local delay, ttl, heal = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local latest, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
+local until_done, own, retries = ARGV[8] == '1', ARGV[9] == '1', tonumber(ARGV[13])
+
+local waiting, running, kept = record.w, record.x0, record.q
+
+local function refuse(status, part, name, free_at)
+  save(false)
+  -- counted for whoever asks why; a full server must still be able to say no
+  local counted = redis.pcall('HINCRBY', KEY, name .. 'z', 1)
+  if type(counted) == 'table' and counted.err and not string.find(counted.err, 'OOM', 1, true) then
+    return counted
+  end
+  return { status, part.j or part.i or '', text(math.max(free_at - now, 0)) }
+end
+
+if kept and not (own and kept.i == id) then return refuse('kept', kept, 'q', kept.u) end
+if until_done and running and not (own and running.i == id) then
+  return refuse('running', running, 'x0', running.u)
+end
+
+if waiting and lost ~= '' and waiting.g == lost then
+  waiting.h = math.min(waiting.h, now)  -- our own ghost: nobody else ever saw it
+end
+
+if waiting and mode == 'skip' then
+  if now < waiting.h then return refuse('waiting', waiting, 'w', waiting.h) end
+  waiting.h, waiting.e, waiting.c = now + waiting.e, waiting.e * 2, waiting.c + 1
+  waiting.d = math.max(waiting.d, now)
+  waiting.u = math.max(waiting.u, now + delay + ttl)
+  waiting.j, waiting.g = id, nonce
+  save(false)
+  return { 'refreshed', text(waiting.t), text(delay) }
+end
+
+if waiting then
+  local since = waiting.s
+  if latest >= 0 then delay = math.max(0, math.min(delay, since + latest - now)) end
+  local same = fingerprint ~= '' and waiting.x == fingerprint and waiting.p == 1
+  if same and now < waiting.h and now + delay >= waiting.d then
+    waiting.d = now + delay
+    waiting.u = math.max(waiting.u, waiting.d + ttl)
+    return refuse('moved', waiting, 'w', waiting.d)
+  end
+end
+
+local new = wait(id, retries, now + delay, ttl, heal)
+new.g = nonce
+if expires >= 0 then new.u = math.min(new.u, math.max(now + expires, new.d)) end
+if mode == 'replace' then
+  new.p = 1
+  if fingerprint ~= '' then new.x = fingerprint end
+end
+if waiting then
+  new.s, new.u = waiting.s, math.max(new.u, waiting.u)
+end
+record.w = new
+save(false)
+return { waiting and 'replaced' or 'claimed', text(new.t), text(delay) }

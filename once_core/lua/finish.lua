@@ -1,0 +1,47 @@
+-- finish: after the body. Frees the lease; a retry waits, or waits behind the one that waits.
+-- KEYS: record
+-- ARGV: id ticket retries attempt outcome delay ttl heal keep_for queued mark
+--   outcome   success, failure, retry or interrupted
+--   delay ttl heal keep_for   ms; delay: of the retry
+--   queued    1: the scope limits what waits
+--   mark      hold: where a done mark is due, answer so and keep the lease, for the mark may be
+--             left only after the result is stored; write: leave it now
+-- Returns: finished held | due held | lost
+-- Opens with a command that a full server accepts.
+
+local id, ticket, retries = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local attempt, outcome, delay = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local ttl, heal, keep_for = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local queued, mark = ARGV[10] == '1', ARGV[11]
+local LONG = 60000
+
+local running = record.x0
+local lost = not running or running.a ~= attempt
+local held = running and now - running.s or 0
+if lost then
+  drop_own(id, retries)
+else
+  if outcome ~= 'interrupted' then
+    local due = running.m == 1 or held > LONG
+    if due and mark == 'hold' then return { 'due', text(held) } end
+    if due or mark == 'write' then
+      record.k = { i = id, r = retries, t = ticket, u = now + ttl }
+    end
+  end
+  record.x0 = nil
+  if outcome == 'success' and keep_for > 0 then
+    record.q = { u = now + keep_for, i = id, s = now }
+  end
+end
+if outcome == 'retry' and queued then
+  local waiting = record.w
+  local part = wait(id, retries + 1, now + delay, ttl, heal)
+  part.u = now + ttl
+  if not waiting then
+    record.w = part
+  elseif not record.n and waiting.i ~= id and waiting.p ~= 1 then
+    record.n = part
+  end
+end
+save(true)
+return { lost and 'lost' or 'finished', text(held) }

@@ -1,0 +1,182 @@
+-- The record of one unit of work, and how every step loads and saves it.
+--
+-- One hash; a field is the letter of its part, then its own ("wt" is the ticket of the
+-- waiting part). Times are milliseconds of Redis TIME, numbers from it are microseconds.
+--   w   waiting        the message that may run next
+--   n   then           a retry waiting behind it
+--   x0  running        the attempt that holds the lease (0: the only slot so far)
+--   k   done           mark of an attempt that ended, for late copies of its message
+--   z   spent          a ticket that had copies, and the only message that may run with it
+--   o   replaced       tickets up to this one are dead
+--   q   kept           publishes are refused until then
+--   y   released       an attempt whose lease a person took away
+--   l   last number given out (tickets and fences)      v   version of the format
+-- Fields of parts:
+--   a attempt  b host and pid  c copies  d due  e heal_every  f fence  g nonce of the claim
+--   h heal_at  i message id  j id of the newest copy  k length of the lease  m redelivered
+--   p replaces  r retries  s since  t ticket  u until  x fingerprint  z suppressed
+-- Fields this version does not know survive; `local` everywhere: one global assignment
+-- would end a fakeredis server for good.
+
+local KEY = KEYS[1]
+local HEAL_FLOOR = 60000
+local TEXT = { a = true, b = true, g = true, i = true, j = true, x = true }
+local PARTS = { 'w', 'n', 'x0', 'k', 'z', 'o', 'q', 'y' }
+local KNOWN = {}
+for _, name in ipairs(PARTS) do KNOWN[name] = true end
+-- numbers that are 0 are not stored
+local ZERO = { __index = { c = 0, m = 0, p = 0, r = 0, t = 0, z = 0 } }
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_us = clock[1] * 1000000 + clock[2]
+
+local stored = {}  -- the fields as they are in Redis
+local record = {}  -- part -> field -> value
+local last = 0  -- the last number given out
+local unknown = false  -- fields of a newer version are there
+
+local function text(value)
+  -- tostring() and .. keep 14 digits only; a ticket has 16
+  if type(value) == 'number' then return string.format('%.0f', value) end
+  return value
+end
+
+local function prune()
+  local running = record.x0
+  for _, name in ipairs(PARTS) do
+    local part = record[name]
+    -- a part without its end is a stray field: half of a write that a failover lost
+    if part and (not part.u or part.u <= now) then record[name] = nil end
+  end
+  if record.x0 and record.x0.u > now + running.k then
+    -- the clock stepped back: hold the unit for one lease, not for the length of the step
+    running.u = now + running.k
+  end
+  for _, name in ipairs({ 'w', 'n' }) do
+    local part = record[name]
+    if part and part.s > now then
+      local ahead = part.s - now
+      part.d, part.u = part.d - ahead, part.u - ahead
+      part.s, part.h, part.e = now, now, HEAL_FLOOR
+    end
+  end
+  if not record.w then record.w, record.n = record.n, nil end
+end
+
+local function part_of(field)
+  local name, letter = string.match(field, '^(%a%d*)(%a)$')
+  if KNOWN[name] then return name, letter end
+end
+
+local function load()
+  local flat = redis.call('HGETALL', KEY)
+  for index = 1, #flat, 2 do
+    local field, value = flat[index], flat[index + 1]
+    local name, letter = part_of(field)
+    stored[field] = value
+    if name then
+      record[name] = record[name] or setmetatable({}, ZERO)
+      record[name][letter] = TEXT[letter] and value or tonumber(value)
+    elseif field ~= 'l' and field ~= 'v' then
+      unknown = true
+    end
+  end
+  last = tonumber(stored.l) or 0
+  prune()
+end
+
+-- Writes what changed. `opener`: begin with a command that a full server accepts, after which
+-- it accepts the rest of the script too; without it a full server refuses the step as a whole.
+local function save(opener)
+  local latest, fields, set, gone = 0, {}, {}, {}
+  for _, name in ipairs(PARTS) do
+    local part = record[name]
+    if part then
+      latest = math.max(latest, part.u)
+      for letter, value in pairs(part) do
+        if value ~= 0 then
+          local field = name .. letter
+          value = text(value)
+          fields[field] = value
+          if stored[field] ~= value then
+            set[#set + 1] = field
+            set[#set + 1] = value
+          end
+        end
+      end
+    end
+  end
+  if latest == 0 and not unknown then
+    if next(stored) then redis.call('DEL', KEY) end
+    return
+  end
+  for field in pairs(stored) do
+    if not fields[field] and part_of(field) then gone[#gone + 1] = field end
+  end
+  if #set == 0 and #gone == 0 then return end
+  set[#set + 1], set[#set + 2] = 'l', text(last)
+  if not stored.v then set[#set + 1], set[#set + 2] = 'v', '1' end
+  local life = math.max(latest - now, 1)
+  if unknown then life = math.max(life, redis.call('PTTL', KEY)) end
+  local expires = opener and redis.call('PEXPIRE', KEY, text(life)) == 1
+  if #gone > 0 and opener then redis.call('HDEL', KEY, unpack(gone)) end
+  redis.call('HSET', KEY, unpack(set))
+  if #gone > 0 and not opener then redis.call('HDEL', KEY, unpack(gone)) end
+  if not expires then redis.call('PEXPIRE', KEY, text(life)) end
+end
+
+local function number()
+  last = math.max(last + 1, now_us)
+  return last
+end
+
+local function wait(id, retries, due, ttl, heal)
+  return setmetatable({
+    t = number(), i = id, r = retries, s = now, d = due, u = due + ttl,
+    h = due + heal, e = heal,
+  }, ZERO)
+end
+
+-- By its ticket; a retry (its part has a newer ticket) or an unclaimed message by its id.
+local function stands_for(part, id, ticket, retries)
+  if not part then return false end
+  if part.t == ticket then return true end
+  return part.i == id and part.r == retries and (retries > 0 or ticket <= 0)
+end
+
+local function replace_below(ticket, ttl)
+  local till = math.max(now + ttl, record.w and record.w.u or 0)
+  local old = record.o or { t = 0, u = 0 }
+  record.o = { t = math.max(old.t, ticket - 1), u = math.max(old.u, till) }
+end
+
+-- Forgets what waits under this id up to these retries: it runs, or has run, already.
+local function drop_own(id, retries)
+  for _, name in ipairs({ 'w', 'n' }) do
+    local part = record[name]
+    if part and part.i == id and part.r <= retries then record[name] = nil end
+  end
+  if not record.w then record.w, record.n = record.n, nil end
+end
+
+-- The message was taken away: its part goes, or may heal at once if copies are about.
+local function take_away(id, ticket, retries)
+  local found = false
+  for _, name in ipairs({ 'w', 'n' }) do
+    local part = record[name]
+    if stands_for(part, id, ticket, retries) then
+      found = true
+      if part.c > 0 then
+        part.h = now
+        part.e = math.max(part.e / 2, math.min(part.e, HEAL_FLOOR))
+      else
+        record[name] = nil
+      end
+    end
+  end
+  if not record.w then record.w, record.n = record.n, nil end
+  return found
+end
+
+load()

@@ -1,0 +1,18 @@
+-- reap: the main process saw the child of this message die.
+-- KEYS: record
+-- ARGV: id attempt margin
+--   attempt   of the lease that was seen; '' only asks who runs
+--   margin    ms that the lease may live on (a live body renews it), 0: it ends now
+-- Returns: reaped | not_yours, attempt where
+
+local running = record.x0
+if not running or running.i ~= ARGV[1] then return { 'not_yours', '', '' } end
+if ARGV[2] == '' or running.a ~= ARGV[2] then return { 'not_yours', running.a, running.b } end
+local margin = tonumber(ARGV[3])
+if margin > 0 then
+  running.u = math.min(running.u, now + margin)
+else
+  record.x0 = nil
+end
+save(true)
+return { 'reaped', running.a, running.b }

@@ -1,0 +1,107 @@
+-- start: in the worker, before the body. Only a message known to be dead is refused; in doubt
+-- it runs.
+-- KEYS: record
+-- ARGV: id ticket retries attempt where lease ttl heal longest window queued running give_up
+--   ticket    > 0 claimed; 0 or a negative nonce: sent without a claim
+--   lease ttl heal longest   ms; longest: of a deferral
+--   window    ms, or 0
+--   queued    1: the scope limits what waits      running   1: it limits what runs
+--   give_up   1: on_overlap is skip or raise
+-- Returns: started fence waited found
+--          overlap|skipped|superseded|repeated|duplicate holder where since until
+--          early remaining
+-- O(1).
+
+local id, ticket, retries = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local attempt, where = ARGV[4], ARGV[5]
+local lease, ttl, heal = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local longest, window = tonumber(ARGV[9]), tonumber(ARGV[10])
+local queued, limited, give_up = ARGV[11] == '1', ARGV[12] == '1', ARGV[13] == '1'
+
+local waiting, behind, running = record.w, record.n, record.x0
+local done, spent, replaced = record.k, record.z, record.o
+
+local function end_with(status, part)
+  save(true)
+  part = part or {}
+  return {
+    status, part.j or part.i or '', part.b or '', text(part.s or now), text(part.u or now),
+  }
+end
+
+local function named(part) return part and part.i == id end
+
+if running and running.a == attempt then
+  return { 'started', text(running.f), '0', '1' }  -- its own first answer was lost
+end
+
+local own = named(running)
+local stands = stands_for(waiting, id, ticket, retries) or stands_for(behind, id, ticket, retries)
+local mentioned = named(waiting) or named(behind)
+
+if done and done.i == id and done.t == ticket and retries <= done.r then
+  take_away(id, ticket, retries)
+  return end_with('repeated', done)
+end
+if named(waiting) and retries < waiting.r and ticket > 0 and ticket < waiting.t then
+  return end_with('repeated', waiting)
+end
+if ticket > 0 and not (own or stands or mentioned) then
+  if replaced and ticket <= replaced.t then return end_with('superseded', waiting or running) end
+  if spent and ticket == spent.t and id ~= spent.i and retries == 0 then
+    return end_with('superseded', spent)
+  end
+end
+
+if limited and running then
+  local mine = waiting and (waiting.t == ticket or named(waiting))
+  if own and retries <= running.r then running.m = 1 end
+  if give_up and not own and retries == 0 then
+    if mine then record.w, record.n = record.n, nil end
+    return end_with('skipped', running)
+  end
+  if mine then
+    waiting.h = math.max(now + longest, waiting.d) + heal
+    waiting.u = math.max(waiting.u, now + longest + ttl)
+  elseif queued and ticket <= 0 and retries == 0 and not (own or mentioned) then
+    if waiting then return end_with('duplicate', waiting) end
+    record.w = wait(id, 0, now + longest, ttl, heal)
+  end
+  return end_with('overlap', running)
+end
+
+if waiting and waiting.p == 1 and ticket > 0 then
+  if now < waiting.d and ticket <= waiting.t then
+    local remaining = text(waiting.d - now)
+    save(true)
+    return { 'early', remaining }
+  end
+  replace_below(math.min(ticket, waiting.t), ttl)
+end
+
+local fence = number()
+if limited then
+  record.x0 = {
+    a = attempt, b = where, i = id, r = retries, t = ticket, s = now, u = now + lease,
+    k = lease, f = fence,
+  }
+end
+
+local part = stands_for(waiting, id, ticket, retries) and waiting
+  or stands_for(behind, id, ticket, retries) and behind
+  or named(waiting) and waiting or named(behind) and behind or nil
+local waited = part and now - part.s or 0
+if part and part == waiting then
+  if part.c > 0 then
+    record.z = { t = part.t, i = id, u = math.max(part.u, now + ttl) }
+  end
+  if window > 0 and retries == 0 then
+    local till = math.max(record.q and record.q.u or 0, part.d + window)
+    record.q = { u = till, i = id, s = now }
+  end
+  record.w, record.n = behind, nil
+elseif part then
+  record.n = nil
+end
+save(true)
+return { 'started', text(fence), text(waited), part and '1' or '0' }

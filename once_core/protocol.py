@@ -1,0 +1,349 @@
+"""The steps of the record as values: what to send, and what the answer means. No I/O here.
+
+`store.Store` and `aio.AsyncStore` only carry a `Step` to Redis and back, so sync and async
+share every rule. What each step does is said in its `lua/*.lua` file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from once_core._scripts import Script, script
+
+__all__ = [
+    "Claim",
+    "Finish",
+    "Message",
+    "Outcome",
+    "Reap",
+    "Release",
+    "Start",
+    "Step",
+    "claim",
+    "confirm",
+    "finish",
+    "inspect",
+    "reap",
+    "release",
+    "renew",
+    "start",
+    "withdraw",
+]
+
+T = TypeVar("T")
+
+LONGEST_DEFERRAL = 30.0
+"""Seconds; the longest delay of a message that met an overlap (design 4)."""
+
+Outcome = Literal["success", "failure", "retry", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What the record has to know of one message.
+
+    Attributes:
+        id: Message id; stays the same through retries and redeliveries.
+        ticket: Above 0: given out by a claim. Below: a random nonce of a message that was sent
+            without one. 0: sent by a program without this library.
+        retries: How often it was retried.
+    """
+
+    id: str
+    ticket: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Answer of `claim`; times in seconds.
+
+    Attributes:
+        status: ``"claimed"``, ``"refreshed"`` and ``"replaced"`` let the call be sent with
+            `ticket` and `delay`; ``"moved"``, ``"waiting"``, ``"running"`` and ``"kept"`` do not.
+        ticket: Right of the message to run; 0 where it is not sent.
+        delay: Delay to send it with.
+        holder_id: Message id of the holder; empty where it is sent.
+        remaining: Time after which a new call may be accepted.
+    """
+
+    status: Literal["claimed", "refreshed", "replaced", "moved", "waiting", "running", "kept"]
+    ticket: int = 0
+    delay: float = 0.0
+    holder_id: str = ""
+    remaining: float = 0.0
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Nothing is sent."""
+        return not self.ticket
+
+
+@dataclass(frozen=True)
+class Start:
+    """Answer of `start`; times in seconds.
+
+    Attributes:
+        status: ``"started"``, or why not.
+        fence: Number of the lease.
+        waited: How long its part had waited.
+        found: Whether the record knew of the message.
+        holder_id: Message id of the holder where it was not started.
+        where: ``host:pid`` of a running holder.
+        since: When the holder came, as Unix time of the server.
+        remaining: Until it is due (``"early"``), or until the holder's part ends.
+    """
+
+    status: Literal[
+        "started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"
+    ]
+    fence: int = 0
+    waited: float = 0.0
+    found: bool = False
+    holder_id: str = ""
+    where: str = ""
+    since: float = 0.0
+    until: float = 0.0
+    remaining: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Answer of `finish`: ``"due"`` asks for a second one once the result is stored.
+
+    Attributes:
+        status: ``"finished"``, ``"due"`` or ``"lost"``.
+        held: Seconds since the start.
+    """
+
+    status: Literal["finished", "due", "lost"]
+    held: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reap:
+    """Answer of `reap`.
+
+    Attributes:
+        reaped: Whether the lease was shortened or ended.
+        attempt: Of the lease that was found; empty where another message runs, or none.
+        where: Its ``host:pid``.
+    """
+
+    reaped: bool
+    attempt: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Answer of `release`.
+
+    Attributes:
+        status: ``"released"``, ``"free"`` (there was nothing) or ``"other"`` (not this holder).
+        holder_id: Message id of who held it.
+    """
+
+    status: Literal["released", "free", "other"]
+    holder_id: str = ""
+
+
+@dataclass(frozen=True)
+class Step(Generic[T]):
+    """One atomic step on one record: a script, its key and arguments, and how to read the answer."""
+
+    script: Script
+    key: str
+    args: tuple[str | int, ...]
+    parse: Callable[[Sequence[str]], T]
+
+
+def claim(
+    key: str,
+    message_id: str,
+    *,
+    ttl: float,
+    heal_after: float,
+    replace: bool = False,
+    delay: float = 0.0,
+    latest: float | None = None,
+    expires: float | None = None,
+    until_done: bool = False,
+    own: bool = False,
+    nonce: str = "",
+    lost: str = "",
+    fingerprint: str = "",
+    retries: int = 0,
+) -> Step[Claim]:
+    """Before the publish: may this call be sent? Durations in seconds; see `lua/claim.lua`."""
+    args = (
+        message_id,
+        "replace" if replace else "skip",
+        _ms(delay),
+        _ms(ttl),
+        _ms(heal_after),
+        -1 if latest is None else _ms(latest),
+        -1 if expires is None else max(0, _ms(expires)),
+        int(until_done),
+        int(own),
+        nonce,
+        lost,
+        fingerprint,
+        retries,
+    )
+    return Step(script("claim"), key, args, _parse_claim)
+
+
+def confirm(key: str, ticket: int, *, ttl: float) -> Step[str]:
+    """After a replacing message was published: the older ones are dead."""
+    return Step(script("confirm"), key, (ticket, _ms(ttl)), _parse_status)
+
+
+def withdraw(key: str, message: Message) -> Step[str]:
+    """The message will not run: publish failed, revoked, expired, dead-lettered."""
+    args = (message.id, message.ticket, message.retries)
+    return Step(script("withdraw"), key, args, _parse_status)
+
+
+def start(
+    key: str,
+    message: Message,
+    attempt: str,
+    *,
+    where: str,
+    lease: float,
+    ttl: float,
+    heal_after: float,
+    window: float = 0.0,
+    queued: bool = True,
+    running: bool = True,
+    give_up: bool = False,
+) -> Step[Start]:
+    """In the worker, before the body. Durations in seconds; see `lua/start.lua`."""
+    args = (
+        message.id,
+        message.ticket,
+        message.retries,
+        attempt,
+        where,
+        _ms(lease),
+        _ms(ttl),
+        _ms(heal_after),
+        _ms(LONGEST_DEFERRAL),
+        _ms(window),
+        int(queued),
+        int(running),
+        int(give_up),
+    )
+    return Step(script("start"), key, args, _parse_start)
+
+
+def renew(
+    key: str, message: Message, attempt: str, *, where: str, lease: float, fence: int, held: float
+) -> Step[str]:
+    """Heartbeat of one attempt; answers ``"renewed"``, ``"restored"`` or ``"lost"``."""
+    args = (
+        message.id,
+        message.ticket,
+        message.retries,
+        attempt,
+        where,
+        _ms(lease),
+        fence,
+        _ms(held),
+    )
+    return Step(script("renew"), key, args, _parse_status)
+
+
+def finish(
+    key: str,
+    message: Message,
+    attempt: str,
+    outcome: Outcome,
+    *,
+    ttl: float,
+    heal_after: float,
+    delay: float = 0.0,
+    keep_for: float = 0.0,
+    queued: bool = True,
+    write_mark: bool = False,
+) -> Step[Finish]:
+    """After the body. Durations in seconds; see `lua/finish.lua`."""
+    args = (
+        message.id,
+        message.ticket,
+        message.retries,
+        attempt,
+        outcome,
+        _ms(delay),
+        _ms(ttl),
+        _ms(heal_after),
+        _ms(keep_for),
+        int(queued),
+        "write" if write_mark else "hold",
+    )
+    return Step(script("finish"), key, args, _parse_finish)
+
+
+def reap(key: str, message_id: str, attempt: str = "", *, margin: float = 0.0) -> Step[Reap]:
+    """The child of this message is known to be dead, or is about to be; see `lua/reap.lua`."""
+    return Step(script("reap"), key, (message_id, attempt, _ms(margin)), _parse_reap)
+
+
+def inspect(key: str) -> Step[dict[str, str]]:
+    """The fields of the record that still count, and ``now`` (ms of the server's clock)."""
+    return Step(script("inspect"), key, (), _parse_inspect)
+
+
+def release(key: str, holder_id: str = "") -> Step[Release]:
+    """A person frees the unit of work; only from this holder where one is named."""
+    return Step(script("release"), key, (holder_id,), _parse_release)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _parse_status(reply: Sequence[str]) -> str:
+    return reply[0]
+
+
+def _parse_claim(reply: Sequence[str]) -> Claim:
+    status = reply[0]
+    if status in ("claimed", "refreshed", "replaced"):
+        return Claim(status, int(reply[1]), int(reply[2]) / 1000)  # type: ignore[arg-type]  # narrowed by value
+    return Claim(status, holder_id=reply[1], remaining=int(reply[2]) / 1000)  # type: ignore[arg-type]  # narrowed by value
+
+
+def _parse_start(reply: Sequence[str]) -> Start:
+    status = reply[0]
+    if status == "started":
+        return Start("started", int(reply[1]), int(reply[2]) / 1000, reply[3] == "1")
+    if status == "early":
+        return Start("early", remaining=int(reply[1]) / 1000)
+    since, until = int(reply[3]) / 1000, int(reply[4]) / 1000
+    return Start(
+        status,  # type: ignore[arg-type]  # narrowed by value
+        holder_id=reply[1],
+        where=reply[2],
+        since=since,
+        until=until,
+    )
+
+
+def _parse_finish(reply: Sequence[str]) -> Finish:
+    return Finish(reply[0], int(reply[1]) / 1000)  # type: ignore[arg-type]  # narrowed by value
+
+
+def _parse_reap(reply: Sequence[str]) -> Reap:
+    return Reap(reply[0] == "reaped", reply[1], reply[2])
+
+
+def _parse_inspect(reply: Sequence[str]) -> dict[str, str]:
+    return {"now": reply[1], **dict(zip(reply[2::2], reply[3::2], strict=True))}
+
+
+def _parse_release(reply: Sequence[str]) -> Release:
+    return Release(reply[0], reply[1])  # type: ignore[arg-type]  # narrowed by value

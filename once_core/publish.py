@@ -1,0 +1,252 @@
+"""The producer's side: may this call be sent, and what became of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from once_core import protocol
+from once_core.envelope import Envelope
+from once_core.errors import DuplicateTaskError, StoreUnavailableError
+from once_core.events import emit
+from once_core.guard import Guard
+from once_core.protocol import Claim, Message
+
+__all__ = ["OncePublish", "Publication", "claim"]
+
+_WORKER_OPTIONS = frozenset({
+    "ttl",
+    "lease",
+    "heal_after",
+    "window",
+    "keep_for",
+    "return_on_duplicate",
+    "on_overlap",
+    "on_store_error",
+    "warn_after",
+})  # fmt: skip
+"""Options given at a call that have to travel with the message."""
+
+_WHY = {
+    "waiting": "one waits to run",
+    "running": "one runs, and the scope refuses others until it is done",
+    "kept": "it was done just now (window= or keep_for=)",
+    "moved": "one with the same arguments waits; it is due later now",
+}
+
+
+@dataclass(frozen=True)
+class OncePublish:
+    """What became of a call; the `.once` of its handle.
+
+    Attributes:
+        state: Sent: ``"claimed"``, ``"refreshed"`` (a copy, for one that waits suspiciously
+            long), ``"replaced"``, ``"unguarded"`` (the store was away), ``"off"``. Not sent:
+            ``"waiting"``, ``"running"``, ``"kept"`` (its result may be gone), ``"moved"``.
+        is_duplicate: Whether the call was refused; its work is the holder's.
+        holder_id: Message id whose result answers the call.
+        key: Key of the unit of work.
+        retry_after: Seconds after which a new call may be accepted; 0 for calls that were sent.
+
+    Example:
+        >>> OncePublish("waiting", True, "a1", "once:t:0", 12.5).retry_after
+        12.5
+    """
+
+    state: str
+    is_duplicate: bool
+    holder_id: str
+    key: str = ""
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One call on its way to the broker.
+
+    Attributes:
+        guard: Of the task, with the options of this call.
+        claim: The record's answer; None where the scope needs none or the store is away.
+        envelope: To be sent with the message.
+        publish: What the caller is told.
+        nonce: By which the record knows this claim as ours.
+    """
+
+    guard: Guard
+    claim: Claim | None
+    envelope: Envelope
+    publish: OncePublish
+    nonce: str = ""
+
+    @property
+    def message(self) -> Message:
+        """The message as the record knows it."""
+        return Message(self.envelope.message_id, self.envelope.ticket)
+
+    def sent(self) -> None:
+        """The broker has it: whatever it replaced is dead from now on."""
+        if self.claim is None or self.claim.status != "replaced":
+            return
+        try:
+            self.guard.store.run(
+                protocol.confirm(
+                    self.envelope.key, self.envelope.ticket, ttl=self.guard.options.ttl
+                )
+            )
+        except StoreUnavailableError:
+            pass  # the start of the newer message says the same
+
+    def failed(self) -> None:
+        """The broker has it not: nothing waits, and the next call must not wait for it."""
+        if self.claim is None or not self.claim.ticket:
+            return
+        envelope = self.envelope
+        try:
+            self.guard.store.run(protocol.withdraw(envelope.key, self.message))
+        except StoreUnavailableError:
+            # our next claim finds it by its nonce; a claim of others heals
+            self.guard.store.ghosts.add(envelope.key, self.nonce)
+            return
+        emit(
+            "withdrawn",
+            task=self.guard.task,
+            key=envelope.key,
+            message_id=envelope.message_id,
+            reason="the broker did not take the message",
+        )
+
+    def unclaimed(self) -> Publication:
+        """The same call without a claim: it is sent all the same, and guarded when it runs."""
+        envelope = replace(self.envelope, ticket=nonce(), duplicate_of="")
+        return replace(self, claim=None, envelope=envelope)
+
+    def error(self) -> DuplicateTaskError:
+        """For ``on_duplicate="raise"``."""
+        publish = self.publish
+        return DuplicateTaskError(
+            f"{self.guard.task} was not sent: {_WHY.get(publish.state, publish.state)} "
+            f"(held by {publish.holder_id}, a new call may be accepted in "
+            f'{publish.retry_after:.1f} s); use its result, or on_duplicate="skip" to get its '
+            "handle instead of this error",
+            task=self.guard.task,
+            key=publish.key,
+            state=publish.state,
+            holder_id=publish.holder_id,
+            retry_after=publish.retry_after,
+        )
+
+
+def claim(
+    guard: Guard,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    message_id: str,
+    *,
+    call: Mapping[str, object] | None = None,
+    delay: float = 0.0,
+    expires: float | None = None,
+    own: bool = False,
+    retries: int = 0,
+) -> Publication:
+    """Ask the record whether a call may be sent: one round trip, none where nothing is limited.
+
+    Args:
+        guard: Of the task, with the options of this call.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        message_id: Id that the message has, or would have.
+        call: Options that were given at the call.
+        delay: Seconds after which it is to run.
+        expires: Seconds after which the broker drops it.
+        own: It replaces the attempt that makes the call, under the same message id.
+        retries: Above 0 for a retry whose arguments make it another unit of work.
+
+    Raises:
+        KeyDerivationError: The arguments give no key.
+        StoreUnavailableError: The store is away and ``on_store_error`` says to raise.
+    """
+    options, key = guard.options, guard.key(args, kwargs)
+    if not options.limits.waiting:
+        return _unclaimed(guard, key, message_id, call, state="claimed")
+    replaces = options.on_duplicate == "replace"
+    debounce = options.debounce if replaces else None
+    store = guard.store
+    lost = store.ghosts.get(key)
+    mark = lost or f"{random.getrandbits(40):x}"
+    step = protocol.claim(
+        key,
+        message_id,
+        ttl=options.ttl,
+        heal_after=options.heal_after,
+        replace=replaces,
+        delay=max(delay, debounce or 0.0),
+        latest=options.debounce_max if debounce else None,
+        expires=expires,
+        until_done=options.limits.while_running,
+        own=own,
+        nonce=mark,
+        lost=lost,
+        fingerprint=guard.keys.fingerprint(args, kwargs) if replaces else "",
+        retries=retries,
+    )
+    try:
+        answer = store.run(step)
+    except StoreUnavailableError as error:
+        store.ghosts.add(key, mark)  # it may have been heard, and only the answer lost
+        if options.on_store_error == "raise":
+            raise
+        emit("unguarded", task=guard.task, key=key, message_id=message_id, reason=str(error))
+        return _unclaimed(guard, key, message_id, call, state="unguarded")
+    if lost:
+        store.ghosts.discard(key)
+    _tell(guard, key, message_id, answer, guard.preview(args, kwargs))
+    holder_id = answer.holder_id or message_id
+    publish = OncePublish(answer.status, answer.is_duplicate, holder_id, key, answer.remaining)
+    envelope = _envelope(guard, key, message_id, call, answer.ticket, duplicate_of=answer.holder_id)
+    return Publication(guard, answer, envelope, publish, mark)
+
+
+def nonce() -> int:
+    """What stands in the place of a ticket where there was no claim."""
+    return -random.getrandbits(50) - 1
+
+
+def _unclaimed(
+    guard: Guard, key: str, message_id: str, call: Mapping[str, object] | None, *, state: str
+) -> Publication:
+    envelope = _envelope(guard, key, message_id, call, nonce())
+    return Publication(guard, None, envelope, OncePublish(state, False, message_id, key))
+
+
+def _envelope(
+    guard: Guard,
+    key: str,
+    message_id: str,
+    call: Mapping[str, object] | None,
+    ticket: int,
+    duplicate_of: str = "",
+) -> Envelope:
+    given = guard.options.given if call else {}
+    return Envelope(
+        key=key,
+        ticket=ticket,
+        scope=guard.options.scope,
+        message_id=message_id,
+        task=guard.task,
+        store=guard.store.id if ticket > 0 else "",
+        call={name: given[name] for name in call or () if name in _WORKER_OPTIONS},
+        duplicate_of=duplicate_of,
+    )
+
+
+def _tell(guard: Guard, key: str, message_id: str, answer: Claim, preview: str) -> None:
+    emit(
+        "duplicate" if answer.is_duplicate and answer.status != "moved" else answer.status,
+        task=guard.task,
+        key=key,
+        message_id=message_id,
+        reason=_WHY.get(answer.status, ""),
+        holder_id=answer.holder_id,
+        preview=preview,
+    )
