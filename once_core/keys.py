@@ -39,33 +39,26 @@ _Hash = Any  # A hash or an HMAC, which share no public type.
 #: Raised with every change of what the digest covers.
 _VERSION = 1
 #: 160 bits: no collision by chance, and none that 2**64 tries would find.
-_DIGEST_LENGTH = 40
-_FINGERPRINT_LENGTH = 32
-_NAME_LENGTH, _TEXT_LENGTH, _PREVIEW_LENGTH = 128, 48, 64
+_DIGEST_LENGTH, _FINGERPRINT_LENGTH = 40, 32
+_NAME_LENGTH, _TEXT_LENGTH, _PREVIEW_LENGTH, _BITS = 128, 48, 64, 512
 #: Redis Cluster hashes only what stands between braces: keys would crowd one slot.
 _UNFIT = re.compile(r"[^A-Za-z0-9_.:-]")
 _HARMFUL = frozenset("{} ")
-_BITS = 512
 #: Texts that are the same before and after the trip through a serializer. Very
 #: long integers have none, for Python may refuse to print them.
 _SHOWN: dict[type, Callable[[Any], str]] = {
-    type(None): str,
-    bool: str,
+    **dict.fromkeys((type(None), bool, UUID, timedelta), str),
     int: lambda value: int.__repr__(value) if value.bit_length() <= _BITS else "_",
     float: float.__repr__,
     str: str.__str__,
-    UUID: UUID.__str__,
     Decimal: lambda value: Decimal.__str__(value).upper(),
     datetime: datetime.isoformat,
     date: date.isoformat,
     time: time.isoformat,
-    timedelta: timedelta.__str__,
 }
 
-_WAY_OUT = (
-    "Leave it out with key=[...], derive the key with key=callable, or pass an id or a string"
-)
-_ALL_NEEDED = "All arguments are compared with those that wait: pass an id or a string"
+_WAY_OUT = "Leave it out with key=[...], derive the key by key=callable, or pass an id or string"
+_ALL_NEEDED = "All arguments are compared with those that wait: pass an id or string"
 
 
 class KeySpec:
@@ -216,10 +209,8 @@ class KeySpec:
             head = f"{_checked_prefix(prefix)}:{self._name}:"
         values = self._selected(args, kwargs)
         full = self._sum(self._digest_from.copy(), values, self._roots, _WAY_OUT)
-        digest = full[:_DIGEST_LENGTH]
-        if not self._template:
-            return head + digest
-        return f"{head}{self._text(values)}:{digest}"
+        text = f"{self._text(values)}:" if self._template else ""
+        return head + text + full[:_DIGEST_LENGTH]
 
     def fingerprint(self, args: _Args, kwargs: _Kwargs) -> str:
         """Return a digest over all arguments, whatever the selection is.
@@ -239,8 +230,7 @@ class KeySpec:
             >>> spec.fingerprint((7,), {}) == spec.fingerprint((7, "new"), {})
             False
         """
-        values = self._values(args, kwargs)
-        start = self._fingerprint_from.copy()
+        values, start = self._values(args, kwargs), self._fingerprint_from.copy()
         return self._sum(start, values, self._names, _ALL_NEEDED)[:_FINGERPRINT_LENGTH]
 
     def preview(self, args: _Args, kwargs: _Kwargs) -> dict[str, str]:
@@ -265,8 +255,8 @@ class KeySpec:
         if not self._previewed:
             return {}
         known = self.bind(args, kwargs)
-        extra = known.get(self._extra, {}) if self._extra else {}
-        found = {**extra, **known} if isinstance(extra, dict) else known
+        extra: Any = known.get(self._extra) or {}
+        found = {**extra, **known}
         return {name: _printable(found[name]) for name in self._previewed if name in found}
 
     def _read_signature(self, function: Callable[..., object]) -> None:
@@ -372,12 +362,9 @@ class KeySpec:
         return digest
 
     def _text(self, values: Sequence[object]) -> str:
-        shown = dict(zip(self._chosen, values))  # noqa: B905 - as long
-        text = "".join(
-            literal + ("" if name is None else _scalar(shown[name]) or "_")[:_TEXT_LENGTH]
-            for literal, name in self._template
-        )
-        return _UNFIT.sub("_", text[:_TEXT_LENGTH])
+        text = {n: (_scalar(v) or "_")[:_TEXT_LENGTH] for n, v in zip(self._chosen, values)}  # noqa: B905 - as long
+        whole = "".join(part + (text[name] if name else "") for part, name in self._template)
+        return _UNFIT.sub("_", whole[:_TEXT_LENGTH])
 
 
 def _scalar(value: object) -> str | None:

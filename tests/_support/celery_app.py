@@ -1,45 +1,52 @@
-"""The app that test workers run; configured by the environment, so that producers can share it."""
+"""The app that test workers run, and that tests and other producers share with them."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 import uuid
+from collections.abc import Mapping
 
 from _support import ledger
 from celery import Celery
 
 from once_celery import OnceTask, current_lease
 
-LEDGER = os.environ.get("TEST_LEDGER", "")
-
-app = Celery(
-    "tests",
-    broker=os.environ.get("TEST_BROKER", "memory://"),
-    backend=os.environ.get("TEST_BACKEND") or None,
-    set_as_current=False,
-)
-app.conf.update(
-    once_url=os.environ.get("TEST_STORE") or None,
-    once_lease=3,
-    worker_prefetch_multiplier=2,
-    worker_hijack_root_logger=False,
-    worker_redirect_stdouts=False,
-    broker_connection_retry_on_startup=True,
-    broker_connection_timeout=1,
-    worker_send_task_events=False,
-    result_expires=600,
-)
-app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))
+SETTINGS = "TEST_CELERY"
+"""Environment variable with the settings of `make_app` as JSON."""
 
 
-def _body(task, unit, seconds=0.0, payload=None):
+def make_app(settings: Mapping[str, object]) -> Celery:
+    """An app with all sample tasks.
+
+    Args:
+        settings: Celery's settings; ``ledger`` is the path where bodies note their runs.
+    """
+    conf = {
+        "once_lease": 3,
+        "worker_prefetch_multiplier": 2,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_timeout": 1,
+        "result_expires": 600,
+        **settings,
+    }
+    path = str(conf.pop("ledger"))
+    app = Celery("tests", set_as_current=False)
+    app.conf.update(conf)
+    _add_tasks(app, path)
+    return app
+
+
+def _run_body(path, task, unit, seconds=0.0, payload=None):
     """Note the start, work for a while, note the end."""
     lease = current_lease()
     run = uuid.uuid4().hex
     ledger.note(
-        LEDGER,
+        path,
         "start",
         run=run,
         unit=str(unit),
@@ -53,152 +60,144 @@ def _body(task, unit, seconds=0.0, payload=None):
         while time.monotonic() < end:
             time.sleep(min(0.01, max(0.0, end - time.monotonic())))
     finally:
-        ledger.note(LEDGER, "end", run=run, unit=str(unit), lost=lease.lost if lease else None)
+        ledger.note(path, "end", run=run, unit=str(unit), lost=lease.lost if lease else None)
     return payload if payload is not None else f"done {unit}"
 
 
-@app.task(base=OnceTask, bind=True)
-def work(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
+def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sample tasks
+    _body = functools.partial(_run_body, path)
+
+    def task(**options):
+        def define(function):
+            # unshared: else every app of this process gets the tasks of every other
+            return app.task(name=function.__name__, shared=False, **options)(function)
+
+        return define
+
+    @task(base=OnceTask, bind=True)
+    def work(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, acks_late=True)
+    def work_late(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, acks_late=True, reject_on_worker_lost=True)
+    def work_requeued(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"scope": "until_done"})
+    def until_done(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"scope": "queued"})
+    def queued(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"scope": "running"})
+    def running(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"scope": "window", "window": 2})
+    def window(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"scope": "until_done", "keep_for": 2})
+    def kept(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"on_duplicate": "raise"})
+    def raising(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"key": ["unit"], "on_duplicate": "replace"})
+    def replacing(self, unit, seconds=0.0, payload=None):
+        return _body(self, unit, seconds, payload)
+
+    @task(
+        base=OnceTask,
+        bind=True,
+        once={"key": ["unit"], "on_duplicate": "replace", "debounce": 1, "debounce_max": 3},
+    )
+    def debounced(self, unit, seconds=0.0, payload=None):
+        return _body(self, unit, seconds, payload)
+
+    @task(base=OnceTask, bind=True, once={"on_overlap": "skip"})
+    def skipping(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"on_overlap": "raise"})
+    def failing_on_overlap(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, max_retries=5, once={"key": ["unit"]})
+    def retrying(self, unit, times=1, countdown=0.2, seconds=0.0):
+        _body(self, unit, seconds)
+        if self.request.retries < times:
+            raise self.retry(countdown=countdown)
+        return f"after {self.request.retries}"
+
+    @task(base=OnceTask, bind=True, max_retries=5, acks_late=True, once={"key": ["unit"]})
+    def retrying_late(self, unit, times=1, countdown=0.2, seconds=0.0):
+        _body(self, unit, seconds)
+        if self.request.retries < times:
+            raise self.retry(countdown=countdown)
+        return f"after {self.request.retries}"
+
+    @task(base=OnceTask, bind=True, max_retries=5, once={"key": ["unit"]})
+    def retrying_quietly(self, unit, times=1, countdown=0.2):
+        _body(self, unit)
+        if self.request.retries < times:
+            self.retry(countdown=countdown, throw=False)
+        return f"after {self.request.retries}"
+
+    @task(
+        base=OnceTask,
+        bind=True,
+        autoretry_for=(ZeroDivisionError,),
+        retry_backoff=False,
+        default_retry_delay=0.2,
+        max_retries=3,
+    )
+    def autoretrying(self, unit, times=1):
+        _body(self, unit)
+        if self.request.retries < times:
+            raise ZeroDivisionError(unit)
+        return f"after {self.request.retries}"
+
+    @task(base=OnceTask, bind=True)
+    def failing(self, unit):
+        _body(self, unit)
+        raise RuntimeError(f"on purpose: {unit}")
+
+    @task(base=OnceTask, bind=True)
+    def dying(self, unit, seconds=0.2):
+        """Dies with its process the first time a unit runs."""
+        first = not ledger.runs(path, str(unit))
+        _body(self, unit, seconds)
+        if first:
+            os.kill(os.getpid(), 9)
+
+    @task(base=OnceTask, bind=True, acks_late=True, reject_on_worker_lost=True)
+    def dying_requeued(self, unit, seconds=0.2):
+        """The same, given out again by the broker."""
+        first = not ledger.runs(path, str(unit))
+        _body(self, unit, seconds)
+        if first:
+            os.kill(os.getpid(), 9)
+
+    @task(bind=True)
+    def plain(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask)
+    def noop(number=0):
+        return None
+
+    @task()
+    def plain_noop(number=0):
+        return None
 
 
-@app.task(base=OnceTask, bind=True, acks_late=True)
-def work_late(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, acks_late=True, reject_on_worker_lost=True)
-def work_requeued(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"scope": "until_done"})
-def until_done(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"scope": "queued"})
-def queued(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"scope": "running"})
-def running(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"scope": "window", "window": 2})
-def window(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"scope": "until_done", "keep_for": 2})
-def kept(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"on_duplicate": "raise"})
-def raising(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"key": ["unit"], "on_duplicate": "replace"})
-def replacing(self, unit, seconds=0.0, payload=None):
-    return _body(self, unit, seconds, payload)
-
-
-@app.task(
-    base=OnceTask,
-    bind=True,
-    once={"key": ["unit"], "on_duplicate": "replace", "debounce": 1, "debounce_max": 3},
-)
-def debounced(self, unit, seconds=0.0, payload=None):
-    return _body(self, unit, seconds, payload)
-
-
-@app.task(base=OnceTask, bind=True, once={"on_overlap": "skip"})
-def skipping(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, once={"on_overlap": "raise"})
-def failing_on_overlap(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask, bind=True, max_retries=5, once={"key": ["unit"]})
-def retrying(self, unit, times=1, countdown=0.2, seconds=0.0):
-    _body(self, unit, seconds)
-    if self.request.retries < times:
-        raise self.retry(countdown=countdown)
-    return f"after {self.request.retries}"
-
-
-@app.task(base=OnceTask, bind=True, max_retries=5, acks_late=True, once={"key": ["unit"]})
-def retrying_late(self, unit, times=1, countdown=0.2, seconds=0.0):
-    _body(self, unit, seconds)
-    if self.request.retries < times:
-        raise self.retry(countdown=countdown)
-    return f"after {self.request.retries}"
-
-
-@app.task(base=OnceTask, bind=True, max_retries=5, once={"key": ["unit"]})
-def retrying_quietly(self, unit, times=1, countdown=0.2):
-    _body(self, unit)
-    if self.request.retries < times:
-        self.retry(countdown=countdown, throw=False)
-    return f"after {self.request.retries}"
-
-
-@app.task(
-    base=OnceTask,
-    bind=True,
-    autoretry_for=(ZeroDivisionError,),
-    retry_backoff=False,
-    default_retry_delay=0.2,
-    max_retries=3,
-)
-def autoretrying(self, unit, times=1):
-    _body(self, unit)
-    if self.request.retries < times:
-        raise ZeroDivisionError(unit)
-    return f"after {self.request.retries}"
-
-
-@app.task(base=OnceTask, bind=True)
-def failing(self, unit):
-    _body(self, unit)
-    raise RuntimeError(f"on purpose: {unit}")
-
-
-@app.task(base=OnceTask, bind=True)
-def dying(self, unit, seconds=0.2):
-    """Dies with its process the first time a unit runs."""
-    first = not ledger.runs(LEDGER, str(unit))
-    _body(self, unit, seconds)
-    if first:
-        os.kill(os.getpid(), 9)
-
-
-@app.task(base=OnceTask, bind=True, acks_late=True, reject_on_worker_lost=True)
-def dying_requeued(self, unit, seconds=0.2):
-    """The same, given out again by the broker."""
-    first = not ledger.runs(LEDGER, str(unit))
-    _body(self, unit, seconds)
-    if first:
-        os.kill(os.getpid(), 9)
-
-
-@app.task(bind=True)
-def plain(self, unit, seconds=0.0):
-    return _body(self, unit, seconds)
-
-
-@app.task(base=OnceTask)
-def noop(number=0):
-    return None
-
-
-@app.task
-def plain_noop(number=0):
-    return None
+if SETTINGS in os.environ:
+    app = make_app(json.loads(os.environ[SETTINGS]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from _support.celery_app import SETTINGS
 from _support.waiting import wait_until
 
 TESTS = Path(__file__).parent.parent
@@ -19,7 +22,7 @@ class CeleryWorker:
 
     def __init__(
         self,
-        environment: dict[str, str],
+        settings: Mapping[str, object],
         folder: Path,
         *,
         pool: str = "prefork",
@@ -36,7 +39,7 @@ class CeleryWorker:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment, "PYTHONPATH": str(TESTS)},
+                env={**os.environ, SETTINGS: json.dumps(settings), "PYTHONPATH": str(TESTS)},
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from _support.deployment import AMQP_URL, Deployment, is_rabbitmq_there
+
+from once_core.devserver import DevServer
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> str:
+    """URL of a RabbitMQ; where there is none tests skip, and in CI they fail."""
+    if not is_rabbitmq_there():
+        reason = f"no RabbitMQ at {AMQP_URL}; set ONCE_TEST_AMQP_URL"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return AMQP_URL
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[DevServer]:
+    """A server that no test stops, freezes or fills."""
+    with DevServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[DevServer]:
+    """A server of the test's own, to be stopped, frozen and filled."""
+    with DevServer() as server:
+        yield server
+
+
+@pytest.fixture
+def unit() -> str:
+    """A unit of work that no other test uses."""
+    return f"u-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def deploy(
+    request: pytest.FixtureRequest, tmp_path: Any, shared_server: DevServer
+) -> Iterator[Callable[..., Deployment]]:
+    """Makes deployments for one test; `store=` gives them a server of their own."""
+    made: list[Deployment] = []
+
+    def make(**options: Any) -> Deployment:
+        if options.get("broker") == "rabbitmq":
+            request.getfixturevalue("rabbitmq")
+        made.append(Deployment(tmp_path, options.pop("store", shared_server), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
