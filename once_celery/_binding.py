@@ -35,7 +35,7 @@ class Binding:
     def of(cls, app: Celery) -> Binding:
         """The binding of an app, made when it is first asked for."""
         found: Binding | None = app.__dict__.get(_ATTRIBUTE)
-        return found or app.__dict__.setdefault(_ATTRIBUTE, cls(app))  # type: ignore[no-any-return]  # ours
+        return found or app.__dict__.setdefault(_ATTRIBUTE, cls(app))
 
     def guard(self, task: Task) -> Guard:
         """The guard of a task, made when it is first needed: configuration may come late.
@@ -101,7 +101,7 @@ class Binding:
 _MISSING = object()
 
 
-def _store_url(url: str, rest: list[str], conf: Mapping[str, Any]) -> str | None:
+def _store_url(url: object, rest: list[str], conf: Mapping[str, Any]) -> str | None:
     """A broker's or result backend's URL as one of ours, or None where it is no Redis."""
     if not isinstance(url, str):
         return None
@@ -186,4 +186,4 @@ def _body(task: type[Task]) -> Callable[..., object]:
     run: Callable[..., object] = task.run
     if isinstance(inspect.getattr_static(task, "run"), staticmethod):
         return run
-    return run.__get__(object())  # type: ignore[no-any-return, attr-defined]  # a plain function
+    return run.__get__(object())  # type: ignore[no-any-return]  # a plain function

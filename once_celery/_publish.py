@@ -54,7 +54,7 @@ def publish(
         return send(args, kwargs, task_id=task_id, **options)
     publication = _claim(guard.with_call(call), attempt, args, kwargs, task_id, call, options)
     if not publication.publish.is_duplicate:
-        return _send(task, publication, send, args, kwargs, options)
+        return _send(publication, send, args, kwargs, options)
     return _refuse(task, publication, send, args, kwargs, task_id, options)
 
 
@@ -65,7 +65,7 @@ def publish_unguarded(
     task_id = task_id or uuid()
     header = Envelope("", 0, OFF, task_id, task.name).to_header()
     result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
-    return _handle(result, OncePublish("off", False, task_id))
+    return _handle(result, OncePublish("off", is_duplicate=False, holder_id=task_id))
 
 
 def _is_retry(task: Task, attempt: Attempt, options: Mapping[str, Any]) -> bool:
@@ -100,8 +100,10 @@ def _send_retry(
     """A retry is never refused; it is noted where it is published, for `throw=False` hides it."""
     header = {**attempt.envelope.to_header(), "n": 0}
     result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
-    attempt.retry_delay = _delay(options, attempt.guard)
-    return _handle(result, OncePublish("claimed", False, task_id, attempt.key))
+    attempt.retry_delay = _delay(options)
+    return _handle(
+        result, OncePublish("claimed", is_duplicate=False, holder_id=task_id, key=attempt.key)
+    )
 
 
 def _claim(
@@ -121,7 +123,7 @@ def _claim(
             kwargs,
             task_id or uuid(),
             call=call,
-            delay=_delay(options, guard),
+            delay=_delay(options),
             expires=_seconds_until(options.get("expires")),
             own=own,
             retries=options.get("retries") or 0,
@@ -131,7 +133,6 @@ def _claim(
 
 
 def _send(
-    task: Task,
     publication: Publication,
     send: Send,
     args: Any,
@@ -140,7 +141,7 @@ def _send(
 ) -> Any:
     envelope = publication.envelope
     sending = _with_header(options, envelope.to_header())
-    if publication.claim is not None and publication.claim.delay != _delay(options, None):
+    if publication.claim is not None and publication.claim.delay != _delay(options):
         sending["countdown"] = publication.claim.delay
         sending.pop("eta", None)
     try:
@@ -201,7 +202,7 @@ def _handle(result: Any, told: OncePublish) -> Any:
     return result
 
 
-def _delay(options: Mapping[str, Any], guard: Guard | None) -> float:
+def _delay(options: Mapping[str, Any]) -> float:
     """Seconds until the message is due."""
     countdown = options.get("countdown")
     if countdown:
@@ -221,4 +222,3 @@ def _seconds_until(moment: object) -> float | None:
         aware = maybe_make_aware(moment, timezone.utc)
         return float((aware - datetime.now(timezone.utc)).total_seconds())
     return None
-

@@ -228,4 +228,3 @@ def _tell(attempt: Attempt, kind: str, answer: Start, reason: str) -> None:
         holder_id=answer.holder_id,
         reason=reason,
     )
-

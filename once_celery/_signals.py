@@ -50,7 +50,7 @@ def _after_run(sender: Any = None, **_: object) -> None:
 
 
 def _on_revoked(
-    sender: Any = None, request: Any = None, terminated: bool = False, **_: object
+    sender: Any = None, request: Any = None, *, terminated: bool = False, **_: object
 ) -> None:
     """A message that will not run waits no more; one that runs ends in its own process."""
     if terminated or request is None or not _is_guarded(sender):

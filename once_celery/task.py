@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnceTask"]
 
-Once = Union[OnceOptions, OnceOptionsDict, bool, None]
+Once = OnceOptions | OnceOptionsDict | bool | None
 
 
 class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
@@ -109,7 +109,7 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             options.update(zip(names, other, strict=False))
         if self.app.conf.task_always_eager or task_options(self) is None:
             result = send(args, kwargs, task_id=task_id, **options)
-            result.once = OncePublish("off", False, result.id)  # noqa: FBT003  # is_duplicate
+            result.once = OncePublish("off", is_duplicate=False, holder_id=result.id)
             return result
         if once is False:
             return _publish.publish_unguarded(self, send, args, kwargs, task_id, options)

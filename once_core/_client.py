@@ -7,7 +7,7 @@ server (measured with redis-py 8.1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientSource", "make_async_client", "make_client", "masked", "supported"]
 
-Client = Union["redis.Redis", "redis.RedisCluster"]
-AsyncClient = Union["redis.asyncio.Redis", "redis.asyncio.RedisCluster"]
-ClientSource = Union[Client, Callable[[], Client]]
+Client = redis.Redis | redis.RedisCluster
+AsyncClient = redis.asyncio.Redis | redis.asyncio.RedisCluster
+ClientSource = Client | Callable[[], Client]
 
 CONNECT_TIMEOUT = 0.4
 READ_TIMEOUT = 0.8
@@ -148,10 +148,12 @@ def _credentials(url: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _from_sentinel(url: str, sentinel: Callable[..., Any], settings: Mapping[str, object]) -> object:
+def _from_sentinel(
+    url: str, sentinel: Callable[..., Any], settings: Mapping[str, object]
+) -> object:
     parts = urlsplit(url)
-    path = [part for part in parts.path.split("/") if part]
-    if not path or (len(path) == 2 and not path[0].isdigit()) or len(path) > 2:
+    *database, service = [part for part in parts.path.split("/") if part] or [""]
+    if not service or len(database) > 1 or not "".join(database or "0").isdigit():
         raise ConfigurationError(
             f"the lock store's URL {masked(url)!r} needs the service that the sentinels watch: "
             f"{_SCHEMES['redis+sentinel']}",
@@ -160,8 +162,8 @@ def _from_sentinel(url: str, sentinel: Callable[..., Any], settings: Mapping[str
     extra = dict(parse_qsl(parts.query))
     group = sentinel(_hosts(url, 26379), sentinel_kwargs=_timeouts())
     return group.master_for(
-        path[-1],
-        db=int(path[0]) if len(path) == 2 else 0,
+        service,
+        db=int("".join(database) or 0),
         **{**settings, **_credentials(url), **extra},
     )
 
@@ -173,7 +175,8 @@ def _from_cluster(url: str, module: ModuleType, settings: Mapping[str, object]) 
     if _scheme(url) == "rediss+cluster":
         extra["ssl"] = True
     # the cluster client follows redirections and fail-overs itself; this bounds how often
-    extra["retry"] = type(settings["retry"])(NoBackoff(), 1)
+    retry: type[Any] = type(settings["retry"])
+    extra["retry"] = retry(NoBackoff(), 1)
     return module.RedisCluster(startup_nodes=nodes, **extra)
 
 
@@ -191,4 +194,5 @@ def _fake(kind: str, url: str) -> object:
         logger.warning(
             "the lock store %s lives in this process alone: no other process sees its locks", url
         )
-    return getattr(fakeredis, kind)(server=_fakes[url])
+    make: Callable[..., object] = getattr(fakeredis, kind)
+    return make(server=_fakes[url])

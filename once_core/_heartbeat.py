@@ -15,7 +15,7 @@ from once_core.lease import Lease
 from once_core.protocol import Message, Step
 from once_core.store import Store
 
-__all__ = ["Held", "Heartbeat", "heartbeat"]
+__all__ = ["Heartbeat", "Held", "heartbeat"]
 
 BEATS_PER_LEASE = 3
 """Two beats may fail before a lease lapses."""
@@ -114,7 +114,7 @@ class Heartbeat:
             try:
                 self._sleep()
                 self._beat()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # SystemExit in here would be silent
                 logger.critical("the renewal of leases failed; it goes on", exc_info=True)
                 emit("heartbeat_failed", reason=f"{type(error).__name__}: {error}")
                 self._next_beat = elapsed() + OUTAGE_BEAT
@@ -179,12 +179,12 @@ class Heartbeat:
         if answer == "restored" and has_slept:
             self._lost(held, "this process stood still for longer than its lease")
         elif answer == "restored":
-            emit("lease_restored", reason="the lock store had lost it", **_facts(held))
+            _emit("lease_restored", held, "the lock store had lost it")
 
     def _lost(self, held: Held, reason: str) -> None:
         if not held.lease._is_taken:  # noqa: SLF001  # the lease's other half
             held.lease._taken()  # noqa: SLF001  # see above
-            emit("lease_lost", reason=reason, **_facts(held))
+            _emit("lease_lost", held, reason)
 
     def _finish_now(self) -> None:
         for pair in list(self._unfinished):
@@ -200,13 +200,21 @@ class Heartbeat:
             if each.warn_after and ran > each.warn_after and not each.is_slow:
                 each.is_slow = True
                 reason = f"it runs for longer than warn_after={each.warn_after:g} s"
-                emit("slow", reason=reason, ran=ran, **_facts(each))
+                _emit("slow", each, reason)
             elif each.warn_after and not each.is_slow:
                 self._next_beat = min(self._next_beat, each.started_at + each.warn_after)
 
 
-def _facts(held: Held) -> dict[str, str]:
-    return {"task": held.task, "key": held.lease.key, "message_id": held.message.id}
+def _emit(kind: str, held: Held, reason: str) -> None:
+    emit(
+        kind,
+        task=held.task,
+        key=held.lease.key,
+        message_id=held.message.id,
+        reason=reason,
+        ran=elapsed() - held.started_at,
+        fence=held.lease.fence,
+    )
 
 
 _process: dict[int, Heartbeat] = {}

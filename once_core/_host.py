@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 from functools import cache
+from pathlib import Path
 
 __all__ = ["is_dead", "whereabouts"]
 
@@ -41,8 +42,8 @@ def is_dead(where: str) -> bool:
 
 def _is_zombie(pid: str) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):
         return False
 
@@ -55,8 +56,8 @@ def _host() -> str:
 @cache
 def _namespace(_pid: int) -> str:
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
-            identity = boot.read() + os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        identity = boot + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
     return hashlib.sha256(identity.encode()).hexdigest()[:10]

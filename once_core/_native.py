@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["Wake", "start_thread"]
 
 
-def _original(name: str) -> Any:
+def _original(name: str) -> Any:  # noqa: ANN401  # of _thread, whatever it is
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("_thread"):
         return gevent.get_original("_thread", name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
@@ -19,7 +19,7 @@ __all__ = ["AsyncClientSource", "AsyncStore"]
 
 T = TypeVar("T")
 
-AsyncClientSource = Union["AsyncClient", Callable[[], "AsyncClient"]]
+AsyncClientSource = AsyncClient | Callable[[], AsyncClient]
 
 
 class AsyncStore:
@@ -68,7 +68,7 @@ class AsyncStore:
             await self._client.aclose()
             self._client = None
 
-    def _connected(self) -> Any:
+    def _connected(self) -> Any:  # noqa: ANN401  # redis-py types no evalsha as awaitable
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             self._loop, source = loop, self._source

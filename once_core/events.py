@@ -89,7 +89,9 @@ class Event:
             value = getattr(self, field.name)
             if field.name in ("kind", "task", "reason", "at") or value in (None, ""):
                 continue
-            facts.append(f"{field.name}={value:.3f}" if type(value) is float else f"{field.name}={value}")
+            facts.append(
+                f"{field.name}={value:.3f}" if type(value) is float else f"{field.name}={value}"
+            )
         head = " ".join(filter(None, (self.kind, self.task)))
         why = f": {self.reason}" if self.reason else ""
         return f"{head}{why}" + (f" ({', '.join(facts)})" if facts else "")

@@ -175,4 +175,3 @@ def _holder(fields: Mapping[str, str], part: str, state: str) -> Holder:
         retries=number("r"),
         suppressed=number("z"),
     )
-

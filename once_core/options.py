@@ -6,13 +6,13 @@ Layers, nearest first: call, task, app configuration, ``ONCE_URL`` and ``ONCE_PR
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from once_core import _checks as checks
 from once_core.errors import ConfigurationError
 from once_core.keys import KeySelect
 
@@ -49,15 +49,6 @@ SCOPES: dict[str, Scope] = {
     "running": Scope(waiting=False, while_running=False, running=True),
     "window": Scope(waiting=True, while_running=False, running=False),
 }
-
-_ELSEWHERE = {
-    "until_executing": "queued",
-    "until_executed": "until_done",
-    "while_executing": "running",
-    "until_and_while_executing": "queued+running",
-    "until_expired": "window",
-}
-"""Names that other libraries use; not accepted, but the error for them names ours."""
 
 
 class OnceOptionsDict(TypedDict, total=False):
@@ -100,164 +91,104 @@ class Option:
     text: str
 
 
-def _one_of(*choices: str) -> Callable[[object], object]:
-    def check(value: object) -> object:
-        if value in choices:
-            return value
-        hint = ""
-        if value in _ELSEWHERE and "queued" in choices:
-            hint = f"; what others call {value!r} is scope={_ELSEWHERE[str(value)]!r} here"
-        raise ValueError(f"one of {', '.join(map(repr, choices))}{hint}")
-
-    return check
-
-
-def _seconds(*, least: float = 0.0, optional: bool = False) -> Callable[[object], object]:
-    words = f"at least {least:g} second{'s' if least != 1 else ''}" if least else "more than 0"
-
-    def check(value: object) -> object:
-        if value is None and optional:
-            return None
-        if isinstance(value, timedelta):
-            value = value.total_seconds()
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError("seconds as a number or a timedelta")  # noqa: TRY004  # one error for all checks
-        if not math.isfinite(value) or value <= 0 or value < least:
-            raise ValueError(f"seconds, finite and {words}")
-        return float(value)
-
-    return check
-
-
-def _text(value: object) -> object:
-    if value is not None and not (isinstance(value, str) and value):
-        raise ValueError("a non-empty text")
-    return value
-
-
-def _prefix(value: object) -> object:
-    if callable(value):
-        return value
-    if not (isinstance(value, str) and value):
-        raise ValueError("a non-empty text, or a function without arguments that returns one")
-    return value
-
-
-def _secret(value: object) -> object:
-    if value is not None and not (isinstance(value, (str, bytes)) and value):
-        raise ValueError("a non-empty text or bytes")
-    return value
-
-
-def _preview(value: object) -> object:
-    if value is False:
-        return value
-    names = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    if not names or not all(isinstance(name, str) for name in value):  # type: ignore[attr-defined]  # a Sequence, just seen
-        raise ValueError("False, or a list of parameter names that may be shown")
-    return value
-
-
-def _any(value: object) -> object:
-    return value
-
-
 OPTIONS: dict[str, Option] = {
     "scope": Option(
-        "queued+running", _one_of(*SCOPES), "What is limited; see the table of scopes."
+        "queued+running", checks.one_of(*SCOPES), "What is limited; see the table of scopes."
     ),
     "key": Option(
         None,
-        _any,
+        checks.anything,
         "Which arguments identify the unit of work: None (all), a list of parameter names "
         "([] = the task alone), a template such as `order-{order_id}`, or a function of the "
         "arguments.",
     ),
     "name": Option(
-        None, _text, "Replaces the task's name in the key, so that two tasks share one unit."
+        None, checks.text, "Replaces the task's name in the key, so that two tasks share one unit."
     ),
     "prefix": Option(
-        "once", _prefix, "First part of every key in Redis; a function for tenants."
+        "once", checks.prefix, "First part of every key in Redis; a function for tenants."
     ),
     "ttl": Option(
         3600.0,
-        _seconds(least=1),
+        checks.seconds(least=1),
         "Seconds that anything waiting is remembered after it is due, and dead messages after "
         "their end.",
     ),
     "lease": Option(
         60.0,
-        _seconds(least=1),
+        checks.seconds(least=1),
         "Seconds after which the unit is free when its worker dies; renewed at a third of it, "
         "so it does not limit how long a task may run.",
     ),
     "heal_after": Option(
         60.0,
-        _seconds(),
+        checks.seconds(),
         "Seconds after which a message that is due but has not started may get a copy (its "
         "queue was purged, its producer died); doubles with each copy.",
     ),
     "window": Option(
         None,
-        _seconds(optional=True),
+        checks.seconds(optional=True),
         'With scope="window": seconds after the accepted publish in which others are refused.',
     ),
     "keep_for": Option(
         None,
-        _seconds(optional=True),
+        checks.seconds(optional=True),
         "Seconds after success in which publishes are still refused.",
     ),
     "on_duplicate": Option(
         "skip",
-        _one_of("skip", "raise", "replace"),
+        checks.one_of("skip", "raise", "replace"),
         "What a refused publish does: return the holder's handle, raise DuplicateTaskError, or "
         "let the new message take the place of the waiting one.",
     ),
     "debounce": Option(
         None,
-        _seconds(optional=True),
+        checks.seconds(optional=True),
         'With on_duplicate="replace": seconds of quiet before it runs, so that the last call of '
         "a burst runs.",
     ),
     "debounce_max": Option(
         None,
-        _seconds(optional=True),
+        checks.seconds(optional=True),
         "Seconds after the first call of a burst at which it runs at the latest; 10 x debounce "
         "if not given.",
     ),
     "return_on_duplicate": Option(
         None,
-        _any,
+        checks.anything,
         "Value with which a duplicate ends whose id somebody waits for (group, chord, chain).",
     ),
     "on_overlap": Option(
         "defer",
-        _one_of("defer", "skip", "raise"),
+        checks.one_of("defer", "skip", "raise"),
         "What a message does that would start while another attempt runs: come back later "
         "(nothing is lost), end without running, or fail with OverlapError.",
     ),
     "on_store_error": Option(
         "raise",
-        _one_of("raise", "run"),
+        checks.one_of("raise", "run"),
         "When the lock store is away: raise StoreUnavailableError at publish and come back later "
         "at start, or go on without the lock.",
     ),
     "warn_after": Option(
         None,
-        _seconds(optional=True),
+        checks.seconds(optional=True),
         "Seconds after which a run that still holds its lease is worth a WARNING.",
     ),
     "preview": Option(
-        False,
-        _preview,
+        False,  # noqa: FBT003  # a default like the others
+        checks.preview,
         "Parameter names whose values may be shown in events and by commands.",
     ),
     "secret": Option(
-        None, _secret, "Makes digests of guessable arguments useless to others (HMAC)."
+        None, checks.secret, "Makes digests of guessable arguments useless to others (HMAC)."
     ),
-    "url": Option(None, _text, "Where the lock store is."),
+    "url": Option(None, checks.text, "Where the lock store is."),
     "client": Option(
-        None, _any, "A redis-py client, or a function that returns one, instead of a URL."
+        None,
+        checks.anything,
+        "A redis-py client, or a function that returns one, instead of a URL.",
     ),
 }
 
@@ -319,7 +250,7 @@ class OnceOptions:
         values = {name: option.default for name, option in OPTIONS.items()}
         values.update(outer)
         values.update(checked)
-        _refuse_contradictions(values, frozenset(checked), of)
+        _refuse_contradictions(values, checked, of)
         if values["debounce"] and not values["debounce_max"]:
             values["debounce_max"] = 10 * values["debounce"]  # type: ignore[operator]  # checked: a float
         for name, value in values.items():
@@ -422,31 +353,16 @@ def _checked(given: Mapping[str, object], of: str) -> dict[str, object]:
     return values
 
 
-def _refuse_contradictions(values: Mapping[str, object], given: frozenset[str], of: str) -> None:
+def _refuse_contradictions(
+    values: Mapping[str, object], given: Mapping[str, object], of: str
+) -> None:
+    """Refuse what `given` adds; a wider layer's options just do not apply where they cannot."""
     scope = SCOPES[str(values["scope"])]
-
-    def refuse(option: str, why: str) -> None:
-        raise ConfigurationError(
-            f"once option {option}={values[option]!r}{_of(of)} {why}", option=option
-        )
-
-    is_window = values["scope"] == "window"
-    if is_window and values["window"] is None:
-        refuse("scope", "needs window=, the seconds in which others are refused")
-    if "window" in given and values["window"] is not None and not is_window:
-        refuse("window", 'needs scope="window"')
-    if "keep_for" in given and values["keep_for"] and not (scope.waiting and scope.running):
-        refuse("keep_for", 'needs scope="queued+running" or "until_done": others see no success')
-    if "on_duplicate" in given and values["on_duplicate"] != "skip" and not scope.waiting:
-        refuse("on_duplicate", f"never applies with scope={values['scope']!r}: it refuses nothing")
-    if "on_overlap" in given and values["on_overlap"] != "defer" and not scope.running:
-        refuse("on_overlap", f"never applies with scope={values['scope']!r}: runs may overlap")
-    if "debounce" in given and values["debounce"] and values["on_duplicate"] != "replace":
-        refuse("debounce", 'needs on_duplicate="replace": the last call of a burst is to run')
-    if "debounce_max" in given and values["debounce_max"]:
-        if not values["debounce"]:
-            refuse("debounce_max", "needs debounce=")
-        if values["debounce_max"] < values["debounce"]:  # type: ignore[operator]  # checked: floats
-            refuse("debounce_max", f"is shorter than debounce={values['debounce']!r}")
-    if "url" in given and "client" in given and values["url"] and values["client"]:
-        refuse("url", "and client= are two places for one store; give one of them")
+    found = checks.contradictions(values, waiting=scope.waiting, running=scope.running)
+    if values["scope"] == "window" and values["window"] is None:
+        found.insert(0, ("scope", "needs window=, the seconds in which others are refused"))
+    for option, why in found:
+        if option in given or option == "scope":
+            raise ConfigurationError(
+                f"once option {option}={values[option]!r}{_of(of)} {why}", option=option
+            )

@@ -96,9 +96,7 @@ class Start:
         remaining: Until it is due (``"early"``), or until the holder's part ends.
     """
 
-    status: Literal[
-        "started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"
-    ]
+    status: Literal["started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"]
     fence: int = 0
     waited: float = 0.0
     found: bool = False
@@ -152,7 +150,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Step(Generic[T]):
-    """One atomic step on one record: a script, its key and arguments, and how to read the answer."""
+    """One atomic step on one record: what to send, and how to read the answer."""
 
     script: Script
     key: str

@@ -50,7 +50,8 @@ class OncePublish:
         retry_after: Seconds after which a new call may be accepted; 0 for calls that were sent.
 
     Example:
-        >>> OncePublish("waiting", True, "a1", "once:t:0", 12.5).retry_after
+        >>> told = OncePublish("waiting", is_duplicate=True, holder_id="a1", retry_after=12.5)
+        >>> told.retry_after
         12.5
     """
 
@@ -216,7 +217,9 @@ def _unclaimed(
     guard: Guard, key: str, message_id: str, call: Mapping[str, object] | None, *, state: str
 ) -> Publication:
     envelope = _envelope(guard, key, message_id, call, nonce())
-    return Publication(guard, None, envelope, OncePublish(state, False, message_id, key))
+    return Publication(
+        guard, None, envelope, OncePublish(state, is_duplicate=False, holder_id=message_id, key=key)
+    )
 
 
 def _envelope(

@@ -9,9 +9,9 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from _support import ledger
 from celery import Celery
 
+from _support import ledger
 from once_celery import OnceTask, current_lease
 
 SETTINGS = "TEST_CELERY"

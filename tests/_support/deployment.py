@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kombu import Connection
+
 from _support import ledger
 from _support.celery_app import make_app
 from _support.workers import CeleryWorker
-from kombu import Connection
-
 from once_core.devserver import DevServer
 
 AMQP_URL = os.environ.get("ONCE_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")

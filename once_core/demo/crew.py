@@ -1,0 +1,136 @@
+"""The processes of the demo: started, killed on purpose, and gone at the end, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from once_core.demo import scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Crew", "DemoError"]
+
+
+class DemoError(RuntimeError):
+    """The demo could not be shown; says nothing about the promises."""
+
+
+class Crew:
+    """Workers and producers, each the leader of a process group of its own.
+
+    Args:
+        folder: Where they log to, and write the ledger.
+        url: Of the server that is their broker and lock store.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._folder = folder
+        self._url = url
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_worker(self, name: str) -> int:
+        """Start a Celery worker with its children and return its pid."""
+        options = ["--concurrency", str(scenario.CHILDREN), "--pool", "prefork"]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        app = ["celery", "-A", "once_core.demo.worker", "worker", "--hostname", f"{name}@%h"]
+        return self._start(name, [*app, "--loglevel", "INFO", *options, *quiet])
+
+    def start_producer(self, number: int) -> int:
+        """Start a process that triggers once it is told to `go`, and return its pid."""
+        return self._start(f"producer-{number}", ["once_core.demo.producer", str(number)])
+
+    def _start(self, name: str, arguments: list[str]) -> int:
+        with (self._folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603  # no shell; all of it is ours
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.PIPE,  # its lifeline
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        return process.pid
+
+    def _environment(self) -> dict[str, str]:
+        # settings of the user's own projects would send the workers elsewhere
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CELERY_", "ONCE_"))
+        }
+        # they run in another folder, and have to find the same once as we
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+        return {
+            **kept,
+            "PYTHONPATH": path,
+            scenario.URL_VARIABLE: self._url,
+            scenario.LEDGER_VARIABLE: str(self._folder / "ledger"),
+        }
+
+    def go(self) -> None:
+        """Let the producers begin."""
+        for name, process in self._processes.items():
+            if name.startswith("producer") and process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # `check` tells of the dead
+                    process.stdin.write(b"!")
+                    process.stdin.flush()
+
+    def is_done(self, name: str) -> bool:
+        """Whether the process has ended."""
+        return self._processes[name].poll() is not None
+
+    def check(self) -> None:
+        """See to it that nobody failed.
+
+        Raises:
+            DemoError: A process ended that nobody had ended; with the end of its log.
+        """
+        for name, process in self._processes.items():
+            is_producer = name.startswith("producer")
+            if process.poll() is None or (is_producer and process.returncode == 0):
+                continue
+            log = (self._folder / f"{name}.log").read_text(errors="replace")
+            tail = "\n".join(log.splitlines()[-12:])
+            raise DemoError(f"{name} ended with {process.returncode}. Its log ends:\n{tail}")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a whole worker, its children included; nobody gets to say good-bye."""
+        process = self._processes.pop(name)
+        _kill_group(process)
+        process.wait()
+
+    def stop(self, wait: Callable[[Callable[[], bool], float], bool]) -> None:
+        """Ask everybody to end, as an orderly shutdown does.
+
+        Args:
+            wait: Polls until a condition holds, for so many seconds.
+        """
+        for process in self._processes.values():
+            process.terminate()
+        wait(lambda: all(self.is_done(name) for name in self._processes), 5.0)
+
+    def end(self) -> None:
+        """End whoever is left, at once."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                _kill_group(process)
+            process.wait()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+        self._processes.clear()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for: the pid is still its own
