@@ -139,13 +139,12 @@ def _send(
     kwargs: Any,
     options: Mapping[str, Any],
 ) -> Any:
-    envelope = publication.envelope
-    sending = _with_header(options, envelope.to_header())
-    if publication.claim is not None and publication.claim.delay != _delay(options):
-        sending["countdown"] = publication.claim.delay
-        sending.pop("eta", None)
     try:
-        result = send(args, kwargs, task_id=envelope.message_id, **sending)
+        sending = _with_header(options, publication.header)
+        if publication.claim is not None and publication.claim.delay != _delay(options):
+            sending["countdown"] = publication.claim.delay
+            sending.pop("eta", None)
+        result = send(args, kwargs, task_id=publication.message_id, **sending)
     except BaseException:
         publication.failed()
         raise
@@ -174,9 +173,8 @@ def _refuse(
     if (options.get("retries") or 0) > 0:
         # a retry in another unit of work is never refused: it runs without a ticket there
         publication = publication.unclaimed()
-    header = publication.envelope.to_header()
-    sent_as = publication.envelope.message_id
-    result = send(args, kwargs, task_id=sent_as, **_with_header(options, header))
+    sending = _with_header(options, publication.header)
+    result = send(args, kwargs, task_id=publication.message_id, **sending)
     return _handle(result, told)
 
 

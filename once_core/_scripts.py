@@ -27,6 +27,10 @@ STEPS = (
 )
 
 
+_PRELUDE = "-- prelude\n"
+"""Line of a step that the prelude takes the place of; without it the prelude comes first."""
+
+
 @dataclass(frozen=True)
 class Script:
     """One step: its text, the SHA-1 that EVALSHA wants, and the names of its arguments."""
@@ -49,7 +53,8 @@ def script(name: str) -> Script:
     head = re.search(r"^-- ARGV:(.*)$", step, re.MULTILINE)
     if head is None or not step.startswith(f"-- {name}:"):
         raise AssertionError(f"lua/{name}.lua has no head that names it and its ARGV")
-    text = (folder / "prelude.lua").read_text(encoding="utf-8") + step
+    before, _, after = step.rpartition(_PRELUDE)
+    text = before + (folder / "prelude.lua").read_text(encoding="utf-8") + after
     # SHA-1 names scripts in Redis; nothing rests on its strength
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     return Script(name, text, sha, tuple(head[1].split()))

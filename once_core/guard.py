@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,13 +72,7 @@ class Guard:
         self.options = options
         self._function = function
         self._store = store
-        self.keys = KeySpec(
-            options.name or task,
-            function,
-            options.key,
-            secret=options.secret,
-            preview=options.preview,
-        )
+        self.keys = self._key_spec()
 
     @property
     def store(self) -> Store:
@@ -92,8 +87,21 @@ class Guard:
         """
         if not call:
             return self
-        options = self.options.with_call(call, self.task)
-        return Guard(self.task, self._function, options, self._store)
+        other = copy.copy(self)
+        other.options = self.options.with_call(call, self.task)
+        if "key" in call or "name" in call:
+            other.keys = other._key_spec()  # noqa: SLF001  # of the same class
+        return other
+
+    def _key_spec(self) -> KeySpec:
+        options = self.options
+        return KeySpec(
+            options.name or self.task,
+            self._function,
+            options.key,
+            secret=options.secret,
+            preview=options.preview,
+        )
 
     def key(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """The key of the unit of work that these arguments identify.

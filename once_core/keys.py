@@ -378,7 +378,7 @@ def _scalar(value: object) -> str | None:
 def _printable(value: object) -> str:
     text = _scalar(value)
     if text is None:
-        return f"<{_canonical.type_name(type(value))}>"[:_PREVIEW_LENGTH]
+        return f"<{type(value).__name__[:_PREVIEW_LENGTH]}>"
     return "".join(c if c.isprintable() else "_" for c in text[:_PREVIEW_LENGTH])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from once_core._scripts import Script, script
 
@@ -40,8 +40,7 @@ LONGEST_DEFERRAL = 30.0
 Outcome = Literal["success", "failure", "retry", "interrupted"]
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """What the record has to know of one message.
 
     Attributes:
@@ -56,8 +55,7 @@ class Message:
     retries: int = 0
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """Answer of `claim`; times in seconds.
 
     Attributes:
@@ -81,8 +79,7 @@ class Claim:
         return not self.ticket
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Answer of `start`; times in seconds.
 
     Attributes:
@@ -107,8 +104,7 @@ class Start:
     remaining: float = 0.0
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(NamedTuple):
     """Answer of `finish`: ``"due"`` asks for a second one once the result is stored.
 
     Attributes:
@@ -120,8 +116,7 @@ class Finish:
     held: float = 0.0
 
 
-@dataclass(frozen=True)
-class Reap:
+class Reap(NamedTuple):
     """Answer of `reap`.
 
     Attributes:
@@ -135,8 +130,7 @@ class Reap:
     where: str = ""
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """Answer of `release`.
 
     Attributes:
@@ -148,14 +142,14 @@ class Release:
     holder_id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Step(Generic[T]):
     """One atomic step on one record: what to send, and how to read the answer."""
 
     script: Script
     key: str
     args: tuple[str | int, ...]
-    parse: Callable[[Sequence[str]], T]
+    parse: Callable[[Any], T]
 
 
 def claim(
@@ -304,44 +298,48 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _parse_status(reply: Sequence[str]) -> str:
-    return reply[0]
+def _parse_status(reply: str) -> str:
+    return reply
 
 
-def _parse_claim(reply: Sequence[str]) -> Claim:
-    status = reply[0]
+def _parse_claim(reply: str) -> Claim:
+    status, first, last = reply.split(" ", 2)
     if status in ("claimed", "refreshed", "replaced"):
-        return Claim(status, int(reply[1]), int(reply[2]) / 1000)  # type: ignore[arg-type]  # narrowed by value
-    return Claim(status, holder_id=reply[1], remaining=int(reply[2]) / 1000)  # type: ignore[arg-type]  # narrowed by value
+        return Claim(status, int(first), int(last) / 1000)  # type: ignore[arg-type]  # narrowed by value
+    return Claim(status, holder_id=last, remaining=int(first) / 1000)  # type: ignore[arg-type]  # narrowed by value
 
 
-def _parse_start(reply: Sequence[str]) -> Start:
-    status = reply[0]
+def _parse_start(reply: str) -> Start:
+    status, _, rest = reply.partition(" ")
     if status == "started":
-        return Start("started", int(reply[1]), int(reply[2]) / 1000, reply[3] == "1")
+        fence, waited, found = rest.split(" ")
+        return Start("started", int(fence), int(waited) / 1000, found == "1")
     if status == "early":
-        return Start("early", remaining=int(reply[1]) / 1000)
-    since, until = int(reply[3]) / 1000, int(reply[4]) / 1000
+        return Start("early", remaining=int(rest) / 1000)
+    since, until, where, holder_id = rest.split(" ", 3)
     return Start(
         status,  # type: ignore[arg-type]  # narrowed by value
-        holder_id=reply[1],
-        where=reply[2],
-        since=since,
-        until=until,
+        holder_id=holder_id,
+        where=where,
+        since=int(since) / 1000,
+        until=int(until) / 1000,
     )
 
 
-def _parse_finish(reply: Sequence[str]) -> Finish:
-    return Finish(reply[0], int(reply[1]) / 1000)  # type: ignore[arg-type]  # narrowed by value
+def _parse_finish(reply: str) -> Finish:
+    status, held = reply.split(" ")
+    return Finish(status, int(held) / 1000)  # type: ignore[arg-type]  # narrowed by value
 
 
-def _parse_reap(reply: Sequence[str]) -> Reap:
-    return Reap(reply[0] == "reaped", reply[1], reply[2])
+def _parse_reap(reply: str) -> Reap:
+    status, attempt, where = reply.split(" ", 2)
+    return Reap(status == "reaped", attempt, where)
 
 
 def _parse_inspect(reply: Sequence[str]) -> dict[str, str]:
     return {"now": reply[1], **dict(zip(reply[2::2], reply[3::2], strict=True))}
 
 
-def _parse_release(reply: Sequence[str]) -> Release:
-    return Release(reply[0], reply[1])  # type: ignore[arg-type]  # narrowed by value
+def _parse_release(reply: str) -> Release:
+    status, _, holder_id = reply.partition(" ")
+    return Release(status, holder_id)  # type: ignore[arg-type]  # narrowed by value

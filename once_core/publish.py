@@ -68,33 +68,46 @@ class Publication:
 
     Attributes:
         guard: Of the task, with the options of this call.
+        key: Key of the unit of work.
+        message_id: Id that the message has, or would have.
         claim: The record's answer; None where the scope needs none or the store is away.
-        envelope: To be sent with the message.
         publish: What the caller is told.
+        ticket: Right to run; a nonce where there was no claim.
         nonce: By which the record knows this claim as ours.
+        call: Options that were given at the call.
     """
 
     guard: Guard
+    key: str
+    message_id: str
     claim: Claim | None
-    envelope: Envelope
     publish: OncePublish
+    ticket: int
     nonce: str = ""
+    call: Mapping[str, object] | None = None
 
     @property
-    def message(self) -> Message:
-        """The message as the record knows it."""
-        return Message(self.envelope.message_id, self.envelope.ticket)
+    def header(self) -> dict[str, object]:
+        """What has to travel with the message."""
+        given = self.guard.options.given if self.call else {}
+        return Envelope(
+            key=self.key,
+            ticket=self.ticket,
+            scope=self.guard.options.scope,
+            message_id=self.message_id,
+            task=self.guard.task,
+            store=self.guard.store.id if self.ticket > 0 else "",
+            call={name: given[name] for name in self.call or () if name in _WORKER_OPTIONS},
+            duplicate_of=self.publish.holder_id if self.publish.is_duplicate else "",
+        ).to_header()
 
     def sent(self) -> None:
         """The broker has it: whatever it replaced is dead from now on."""
         if self.claim is None or self.claim.status != "replaced":
             return
         try:
-            self.guard.store.run(
-                protocol.confirm(
-                    self.envelope.key, self.envelope.ticket, ttl=self.guard.options.ttl
-                )
-            )
+            step = protocol.confirm(self.key, self.ticket, ttl=self.guard.options.ttl)
+            self.guard.store.run(step)
         except StoreUnavailableError:
             pass  # the start of the newer message says the same
 
@@ -102,25 +115,25 @@ class Publication:
         """The broker has it not: nothing waits, and the next call must not wait for it."""
         if self.claim is None or not self.claim.ticket:
             return
-        envelope = self.envelope
+        message = Message(self.message_id, self.ticket)
         try:
-            self.guard.store.run(protocol.withdraw(envelope.key, self.message))
+            self.guard.store.run(protocol.withdraw(self.key, message))
         except StoreUnavailableError:
             # our next claim finds it by its nonce; a claim of others heals
-            self.guard.store.ghosts.add(envelope.key, self.nonce)
+            self.guard.store.ghosts.add(self.key, self.nonce)
             return
         emit(
             "withdrawn",
             task=self.guard.task,
-            key=envelope.key,
-            message_id=envelope.message_id,
+            key=self.key,
+            message_id=self.message_id,
             reason="the broker did not take the message",
         )
 
     def unclaimed(self) -> Publication:
         """The same call without a claim: it is sent all the same, and guarded when it runs."""
-        envelope = replace(self.envelope, ticket=nonce(), duplicate_of="")
-        return replace(self, claim=None, envelope=envelope)
+        told = replace(self.publish, is_duplicate=False)
+        return replace(self, claim=None, publish=told, ticket=nonce())
 
     def error(self) -> DuplicateTaskError:
         """For ``on_duplicate="raise"``."""
@@ -204,8 +217,7 @@ def claim(
     _tell(guard, key, message_id, answer, guard.preview(args, kwargs))
     holder_id = answer.holder_id or message_id
     publish = OncePublish(answer.status, answer.is_duplicate, holder_id, key, answer.remaining)
-    envelope = _envelope(guard, key, message_id, call, answer.ticket, duplicate_of=answer.holder_id)
-    return Publication(guard, answer, envelope, publish, mark)
+    return Publication(guard, key, message_id, answer, publish, answer.ticket, mark, call)
 
 
 def nonce() -> int:
@@ -216,31 +228,8 @@ def nonce() -> int:
 def _unclaimed(
     guard: Guard, key: str, message_id: str, call: Mapping[str, object] | None, *, state: str
 ) -> Publication:
-    envelope = _envelope(guard, key, message_id, call, nonce())
-    return Publication(
-        guard, None, envelope, OncePublish(state, is_duplicate=False, holder_id=message_id, key=key)
-    )
-
-
-def _envelope(
-    guard: Guard,
-    key: str,
-    message_id: str,
-    call: Mapping[str, object] | None,
-    ticket: int,
-    duplicate_of: str = "",
-) -> Envelope:
-    given = guard.options.given if call else {}
-    return Envelope(
-        key=key,
-        ticket=ticket,
-        scope=guard.options.scope,
-        message_id=message_id,
-        task=guard.task,
-        store=guard.store.id if ticket > 0 else "",
-        call={name: given[name] for name in call or () if name in _WORKER_OPTIONS},
-        duplicate_of=duplicate_of,
-    )
+    told = OncePublish(state, is_duplicate=False, holder_id=message_id, key=key)
+    return Publication(guard, key, message_id, None, told, nonce(), call=call)
 
 
 def _tell(guard: Guard, key: str, message_id: str, answer: Claim, preview: str) -> None:

@@ -11,6 +11,7 @@ import redis
 
 from once_core._breaker import FAILURES, Breaker
 from once_core._client import Client, ClientSource, make_client, masked
+from once_core._clock import elapsed
 from once_core.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["ClientSource", "Store"]
 
 T = TypeVar("T")
+
+FRESH = 0.1
+"""Seconds after its last use in which a connection is not asked whether it is still good."""
 
 
 class Store:
@@ -213,24 +217,23 @@ class _Line:
         replies = self._call(commands, raises=False)
         return _with_missing_scripts(self, steps, replies)
 
-    def _call(self, commands: Sequence[tuple[object, ...]], *, raises: bool = True) -> list[object]:
+    def _call(
+        self, commands: Sequence[tuple[str | int, ...]], *, raises: bool = True
+    ) -> list[object]:
         connection = self._take()
         try:
-            if len(commands) == 1:
-                packed = connection.pack_command(*commands[0])
-            else:
-                packed = connection.pack_commands(commands)
-            connection.send_packed_command(packed, check_health=False)
+            packed = b"".join([_packed(command) for command in commands])
+            connection.send_packed_command([packed], check_health=False)
             replies = [self._read(connection, raises=raises) for _ in commands]
         except redis.ResponseError:
-            self._idle.append(connection)
+            self._put(connection)
             raise
         except BaseException:
             # a time-out, or a soft time limit in the middle of it: the answer may yet come
             connection.disconnect()
-            self._idle.append(connection)
+            self._put(connection)
             raise
-        self._idle.append(connection)
+        self._put(connection)
         return replies
 
     @staticmethod
@@ -245,22 +248,30 @@ class _Line:
     def _take(self) -> Any:  # noqa: ANN401  # redis-py's connections, of many kinds
         """A connected connection; one that went stale while idle is not an outage."""
         try:
-            connection = self._idle.pop()
+            connection, used_at = self._idle.pop()
         except IndexError:
             connection = self._pool.make_connection()
         else:
-            try:
-                if not connection.can_read(0):
+            if connection._sock is not None:  # noqa: SLF001  # redis-py 5 has no is_connected
+                if elapsed() - used_at < FRESH or self._is_good(connection):
                     return connection
-            except FAILURES:
-                pass
-            connection.disconnect()
+                connection.disconnect()
         try:
             connection.connect()
         except BaseException:
-            self._idle.append(connection)
+            self._put(connection)
             raise
         return connection
+
+    @staticmethod
+    def _is_good(connection: Any) -> bool:  # noqa: ANN401  # see `_take`
+        try:
+            return not connection.can_read(0)
+        except FAILURES:  # it raises at the end of file
+            return False
+
+    def _put(self, connection: Any) -> None:  # noqa: ANN401  # see `_take`
+        self._idle.append((connection, elapsed()))
 
 
 def _with_missing_scripts(
@@ -274,6 +285,17 @@ def _with_missing_scripts(
     return answers
 
 
-def texts(reply: Any) -> list[str]:  # noqa: ANN401  # whatever a script returned
-    """The parts of a reply as text, whether or not the client decodes."""
-    return [part.decode() if isinstance(part, bytes) else str(part) for part in reply]
+def texts(reply: Any) -> Any:  # noqa: ANN401  # whatever a script returned
+    """A reply, or the parts of one, as text whether or not the client decodes."""
+    if isinstance(reply, bytes):
+        return reply.decode()
+    return [texts(part) for part in reply] if isinstance(reply, list) else reply
+
+
+def _packed(command: Sequence[str | int]) -> bytes:
+    """A command as Redis wants it; redis-py's own packing takes five times as long."""
+    parts = [b"*%d\r\n" % len(command)]
+    for word in command:
+        data = (word if isinstance(word, str) else str(word)).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)

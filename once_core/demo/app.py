@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 from celery import Celery
 
 from once_celery import OnceTask, current_lease
+from once_core._clock import elapsed
 from once_core.demo import scenario
 from once_core.demo.ledger import Ledger
 
@@ -47,18 +49,18 @@ def make_app() -> tuple[Celery, Ledger]:
 
 def _add_tasks(app: Celery, ledger: Ledger) -> None:
     @app.task(base=OnceTask, bind=True, name="sync", once={"key": "{unit}"})  # type: ignore[untyped-decorator]  # Celery has no types
-    def sync(self: Any, unit: str) -> None:
+    def sync(self: Any, unit: str) -> None:  # noqa: ANN401  # the same
         lease = current_lease()
-        facts: dict[str, object] = {
-            "unit": unit,
-            "message_id": self.request.id,
-            "worker": self.request.hostname.partition("@")[0],
-            "host": socket.gethostname(),
-            "fence": lease.fence if lease else 0,
-        }
-        ledger.note("start", **facts)
+        start = ledger.note(
+            "start",
+            unit=unit,
+            message_id=self.request.id,
+            worker=self.request.hostname.partition("@")[0],
+            host=socket.gethostname(),
+            fence=lease.fence if lease else 0,
+        )
         time.sleep(scenario.BODY)
-        ledger.note("end", **facts)
+        ledger.write(replace(start, what="end", at=elapsed()))
 
     @app.task(name="plain_sync")  # type: ignore[untyped-decorator]  # Celery has no types
     def plain_sync(unit: str) -> None:

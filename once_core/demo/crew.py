@@ -67,15 +67,14 @@ class Crew:
             for name, value in os.environ.items()
             if not name.startswith(("CELERY_", "ONCE_"))
         }
-        # they run in another folder, and have to find the same once as we
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
-        return {
-            **kept,
-            "PYTHONPATH": path,
-            scenario.URL_VARIABLE: self._url,
-            scenario.LEDGER_VARIABLE: str(self._folder / "ledger"),
-        }
+        root = Path(__file__).resolve().parents[2]
+        if root.name not in ("site-packages", "dist-packages"):
+            # a checkout: they run in another folder, and have to find the same once as we
+            path = [str(root), kept.get("PYTHONPATH", "")]
+            kept["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        kept[scenario.URL_VARIABLE] = self._url
+        kept[scenario.LEDGER_VARIABLE] = str(self._folder / "ledger")
+        return kept
 
     def go(self) -> None:
         """Let the producers begin."""
@@ -103,11 +102,14 @@ class Crew:
             tail = "\n".join(log.splitlines()[-12:])
             raise DemoError(f"{name} ended with {process.returncode}. Its log ends:\n{tail}")
 
-    def kill(self, name: str) -> None:
-        """SIGKILL to a whole worker, its children included; nobody gets to say good-bye."""
+    def kill(self, name: str) -> int:
+        """SIGKILL to a whole worker, its children included; returns its pid.
+
+        Nobody gets to say good-bye.
+        """
         process = self._processes.pop(name)
-        _kill_group(process)
-        process.wait()
+        _end(process)
+        return process.pid
 
     def stop(self, wait: Callable[[Callable[[], bool], float], bool]) -> None:
         """Ask everybody to end, as an orderly shutdown does.
@@ -122,15 +124,15 @@ class Crew:
     def end(self) -> None:
         """End whoever is left, at once."""
         for process in self._processes.values():
-            if process.poll() is None:
-                _kill_group(process)
-            process.wait()
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
+            _end(process)
         self._processes.clear()
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for: the pid is still its own
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:  # not yet waited for: the pid is still its own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()

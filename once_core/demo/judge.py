@@ -127,8 +127,8 @@ def runs_of(ordered: Iterable[Entry]) -> tuple[Run, ...]:
         elif entry.what == "end" and name in going:
             runs.append(Run(going.pop(name), entry.at))
         elif entry.what == "kill":
-            for each in [key for key, start in going.items() if start.worker == entry.worker]:
-                runs.append(Run(going.pop(each), entry.at, is_killed=True))
+            dead = [name for name, start in going.items() if start.worker == entry.worker]
+            runs.extend(Run(going.pop(name), entry.at, is_killed=True) for name in dead)
     runs.extend(Run(start, _FOREVER) for start in going.values())
     return tuple(sorted(runs, key=lambda run: run.start.at))
 

@@ -57,7 +57,7 @@ TRICKLE_PAUSE = 0.04
 """Seconds between the triggers of a producer after the rush."""
 BURST = 7.5
 """Seconds from the first trigger to the last."""
-REPORT_AT = 2.0
+REPORT_AT = 0.7
 """Seconds from the first trigger to the report's only one."""
 KILL_INTO = 1.2
 """Seconds of the report's run after which its worker is killed."""

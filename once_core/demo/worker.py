@@ -31,12 +31,12 @@ _SHOWN = frozenset({
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery has no types
-def _on_ready(sender: Any = None, **_: object) -> None:
+def _on_ready(sender: Any = None, **_: object) -> None:  # noqa: ANN401  # the same
     _ledger.note("ready", worker=sender.hostname.partition("@")[0])
 
 
 @signals.task_received.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery has no types
-def _on_received(request: Any = None, **_: object) -> None:
+def _on_received(request: Any = None, **_: object) -> None:  # noqa: ANN401  # the same
     worker = request.hostname.partition("@")[0]
     _ledger.note("received", message_id=request.id, worker=worker)
 

@@ -10,8 +10,27 @@
 --   nonce lost   of this claim; of an earlier one whose reply was lost, or ''
 --   fingerprint  of all arguments, '' where that does not matter
 -- Returns: claimed|refreshed|replaced ticket delay
---          moved|waiting|running|kept holder remaining
+--          moved|waiting|running|kept remaining holder
 -- A full server refuses it as a whole; O(1).
+
+
+if ARGV[2] == 'skip' and ARGV[13] == '0' and redis.call('EXISTS', KEYS[1]) == 0 then
+  -- nearly every call: the general way below gives the same answer in twice the time
+  local clock, text = redis.call('TIME'), string.format
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
+  local due = now + ARGV[3]
+  local till, expires = due + ARGV[4], tonumber(ARGV[7])
+  if expires >= 0 then till = math.min(till, math.max(now + expires, due)) end
+  if till <= now then till = now + 1 end
+  redis.call('HSET', KEYS[1], 'wt', ticket, 'wi', ARGV[1], 'ws', text('%.0f', now),
+    'wd', text('%.0f', due), 'wu', text('%.0f', till), 'wh', text('%.0f', due + ARGV[5]),
+    'we', ARGV[5], 'wg', ARGV[10], 'l', ticket, 'v', '1')
+  redis.call('PEXPIRE', KEYS[1], text('%.0f', till - now))
+  return 'claimed ' .. ticket .. ' ' .. ARGV[3]
+end
+
+-- prelude
 
 local id, mode, nonce, lost, fingerprint = ARGV[1], ARGV[2], ARGV[10], ARGV[11], ARGV[12]
 local delay, ttl, heal = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -21,13 +40,13 @@ local until_done, own, retries = ARGV[8] == '1', ARGV[9] == '1', tonumber(ARGV[1
 local waiting, running, kept = record.w, record.x0, record.q
 
 local function refuse(status, part, name, free_at)
-  save(false)
+  if pruned or status == 'moved' then save(false) end
   -- counted for whoever asks why; a full server must still be able to say no
   local counted = redis.pcall('HINCRBY', KEY, name .. 'z', 1)
   if type(counted) == 'table' and counted.err and not string.find(counted.err, 'OOM', 1, true) then
     return counted
   end
-  return { status, part.j or part.i or '', text(math.max(free_at - now, 0)) }
+  return answer(status, math.max(free_at - now, 0), part.j or part.i or '')
 end
 
 if kept and not (own and kept.i == id) then return refuse('kept', kept, 'q', kept.u) end
@@ -46,7 +65,7 @@ if waiting and mode == 'skip' then
   waiting.u = math.max(waiting.u, now + delay + ttl)
   waiting.j, waiting.g = id, nonce
   save(false)
-  return { 'refreshed', text(waiting.t), text(delay) }
+  return answer('refreshed', waiting.t, delay)
 end
 
 if waiting then
@@ -72,4 +91,4 @@ if waiting then
 end
 record.w = new
 save(false)
-return { waiting and 'replaced' or 'claimed', text(new.t), text(delay) }
+return answer(waiting and 'replaced' or 'claimed', new.t, delay)

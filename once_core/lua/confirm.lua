@@ -5,4 +5,4 @@
 
 replace_below(tonumber(ARGV[1]), tonumber(ARGV[2]))
 save(true)
-return { 'confirmed' }
+return 'confirmed'

@@ -23,7 +23,7 @@ if lost then
 else
   if outcome ~= 'interrupted' then
     local due = running.m == 1 or held > LONG
-    if due and mark == 'hold' then return { 'due', text(held) } end
+    if due and mark == 'hold' then return answer('due', held) end
     if due or mark == 'write' then
       record.k = { i = id, r = retries, t = ticket, u = now + ttl }
     end
@@ -44,4 +44,4 @@ if outcome == 'retry' and queued then
   end
 end
 save(true)
-return { lost and 'lost' or 'finished', text(held) }
+return answer(lost and 'lost' or 'finished', held)

@@ -35,6 +35,7 @@ local stored = {}  -- the fields as they are in Redis
 local record = {}  -- part -> field -> value
 local last = 0  -- the last number given out
 local unknown = false  -- fields of a newer version are there
+local pruned = false  -- what is stored is not what counts any more
 
 local function text(value)
   -- tostring() and .. keep 14 digits only; a ticket has 16
@@ -42,16 +43,23 @@ local function text(value)
   return value
 end
 
+-- One text, words divided by blanks; what users choose (ids) comes last. A list of texts takes
+-- Python's parser several times as long.
+local function answer(...)
+  local words = { ... }
+  for index = 1, #words do words[index] = text(words[index]) end
+  return table.concat(words, ' ')
+end
+
 local function prune()
-  local running = record.x0
-  for _, name in ipairs(PARTS) do
-    local part = record[name]
+  for name, part in pairs(record) do
     -- a part without its end is a stray field: half of a write that a failover lost
-    if part and (not part.u or part.u <= now) then record[name] = nil end
+    if not part.u or part.u <= now then record[name], pruned = nil, true end
   end
-  if record.x0 and record.x0.u > now + running.k then
+  local running = record.x0
+  if running and running.u > now + running.k then
     -- the clock stepped back: hold the unit for one lease, not for the length of the step
-    running.u = now + running.k
+    running.u, pruned = now + running.k, true
   end
   for _, name in ipairs({ 'w', 'n' }) do
     local part = record[name]
@@ -59,23 +67,19 @@ local function prune()
       local ahead = part.s - now
       part.d, part.u = part.d - ahead, part.u - ahead
       part.s, part.h, part.e = now, now, HEAL_FLOOR
+      pruned = true
     end
   end
-  if not record.w then record.w, record.n = record.n, nil end
-end
-
-local function part_of(field)
-  local name, letter = string.match(field, '^(%a%d*)(%a)$')
-  if KNOWN[name] then return name, letter end
+  if record.n and not record.w then record.w, record.n, pruned = record.n, nil, true end
 end
 
 local function load()
   local flat = redis.call('HGETALL', KEY)
   for index = 1, #flat, 2 do
     local field, value = flat[index], flat[index + 1]
-    local name, letter = part_of(field)
+    local name, letter = string.sub(field, 1, -2), string.sub(field, -1)
     stored[field] = value
-    if name then
+    if KNOWN[name] then
       record[name] = record[name] or setmetatable({}, ZERO)
       record[name][letter] = TEXT[letter] and value or tonumber(value)
     elseif field ~= 'l' and field ~= 'v' then
@@ -112,7 +116,7 @@ local function save(opener)
     return
   end
   for field in pairs(stored) do
-    if not fields[field] and part_of(field) then gone[#gone + 1] = field end
+    if not fields[field] and KNOWN[string.sub(field, 1, -2)] then gone[#gone + 1] = field end
   end
   if #set == 0 and #gone == 0 then return end
   set[#set + 1], set[#set + 2] = 'l', text(last)

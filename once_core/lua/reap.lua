@@ -6,8 +6,8 @@
 -- Returns: reaped | not_yours, attempt where
 
 local running = record.x0
-if not running or running.i ~= ARGV[1] then return { 'not_yours', '', '' } end
-if ARGV[2] == '' or running.a ~= ARGV[2] then return { 'not_yours', running.a, running.b } end
+if not running or running.i ~= ARGV[1] then return answer('not_yours', '', '') end
+if ARGV[2] == '' or running.a ~= ARGV[2] then return answer('not_yours', running.a, running.b) end
 local margin = tonumber(ARGV[3])
 if margin > 0 then
   running.u = math.min(running.u, now + margin)
@@ -15,4 +15,4 @@ else
   record.x0 = nil
 end
 save(true)
-return { 'reaped', running.a, running.b }
+return answer('reaped', running.a, running.b)

@@ -8,10 +8,10 @@
 
 local running, waiting, kept = record.x0, record.w, record.q
 local part = running or waiting or kept
-if not part then return { 'free', '' } end
+if not part then return answer('free', '') end
 local holder = part.j or part.i or ''
-if ARGV[1] ~= '' and ARGV[1] ~= holder then return { 'other', holder } end
+if ARGV[1] ~= '' and ARGV[1] ~= holder then return answer('other', holder) end
 if running then record.y = { a = running.a, u = now + running.k } end
 record.x0, record.w, record.n, record.q = nil, nil, nil, nil
 save(true)
-return { 'released', holder }
+return answer('released', holder)

@@ -10,15 +10,15 @@ local attempt, where = ARGV[4], ARGV[5]
 local lease, fence, held = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
 local running, released = record.x0, record.y
-if released and released.a == attempt then return { 'lost' } end
+if released and released.a == attempt then return 'lost' end
 if running and running.a ~= attempt then
   save(true)
-  return { 'lost' }
+  return 'lost'
 end
 if running then
   running.u, running.k = now + lease, lease
   save(true)
-  return { 'renewed' }
+  return 'renewed'
 end
 record.x0 = {
   a = attempt, b = where, i = id, r = retries, t = ticket, s = now - held, u = now + lease,
@@ -27,4 +27,4 @@ record.x0 = {
 last = math.max(last, fence)
 drop_own(id, retries)
 save(true)
-return { 'restored' }
+return 'restored'

@@ -8,7 +8,7 @@
 --   queued    1: the scope limits what waits      running   1: it limits what runs
 --   give_up   1: on_overlap is skip or raise
 -- Returns: started fence waited found
---          overlap|skipped|superseded|repeated|duplicate holder where since until
+--          overlap|skipped|superseded|repeated|duplicate since until where holder
 --          early remaining
 -- O(1).
 
@@ -24,15 +24,13 @@ local done, spent, replaced = record.k, record.z, record.o
 local function end_with(status, part)
   save(true)
   part = part or {}
-  return {
-    status, part.j or part.i or '', part.b or '', text(part.s or now), text(part.u or now),
-  }
+  return answer(status, part.s or now, part.u or now, part.b or '', part.j or part.i or '')
 end
 
 local function named(part) return part and part.i == id end
 
 if running and running.a == attempt then
-  return { 'started', text(running.f), '0', '1' }  -- its own first answer was lost
+  return answer('started', running.f, 0, 1)  -- its own first answer was lost
 end
 
 local own = named(running)
@@ -72,9 +70,8 @@ end
 
 if waiting and waiting.p == 1 and ticket > 0 then
   if now < waiting.d and ticket <= waiting.t then
-    local remaining = text(waiting.d - now)
     save(true)
-    return { 'early', remaining }
+    return answer('early', waiting.d - now)
   end
   replace_below(math.min(ticket, waiting.t), ttl)
 end
@@ -104,4 +101,4 @@ elseif part then
   record.n = nil
 end
 save(true)
-return { 'started', text(fence), text(waited), part and '1' or '0' }
+return answer('started', fence, waited, part and 1 or 0)

@@ -5,4 +5,4 @@
 
 local found = take_away(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
 save(true)
-return { found and 'withdrawn' or 'not_yours' }
+return found and 'withdrawn' or 'not_yours'

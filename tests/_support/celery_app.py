@@ -8,11 +8,12 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 from celery import Celery
 
 from _support import ledger
-from once_celery import OnceTask, current_lease
+from once_celery import OnceOptions, OnceTask, current_lease
 
 SETTINGS = "TEST_CELERY"
 """Environment variable with the settings of `make_app` as JSON."""
@@ -41,6 +42,11 @@ def make_app(settings: Mapping[str, object]) -> Celery:
     return app
 
 
+def gate(path: str | Path, unit: str) -> Path:
+    """Bodies with negative `seconds` work until this file is there (30 s at most)."""
+    return Path(f"{path}-gate-{unit}")
+
+
 def _run_body(path, task, unit, seconds=0.0, payload=None):
     """Note the start, work for a while, note the end."""
     lease = current_lease()
@@ -59,6 +65,8 @@ def _run_body(path, task, unit, seconds=0.0, payload=None):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(0.01, max(0.0, end - time.monotonic())))
+        while seconds < 0 and not gate(path, unit).exists() and time.monotonic() < end + 30:
+            time.sleep(0.01)
     finally:
         ledger.note(path, "end", run=run, unit=str(unit), lost=lease.lost if lease else None)
     return payload if payload is not None else f"done {unit}"
@@ -122,6 +130,10 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
     def debounced(self, unit, seconds=0.0, payload=None):
         return _body(self, unit, seconds, payload)
 
+    @task(base=OnceTask, bind=True, once={"key": ["unit"]})
+    def keyed(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
     @task(base=OnceTask, bind=True, once={"on_overlap": "skip"})
     def skipping(self, unit, seconds=0.0):
         return _body(self, unit, seconds)
@@ -164,6 +176,30 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
         if self.request.retries < times:
             raise ZeroDivisionError(unit)
         return f"after {self.request.retries}"
+
+    @task(base=OnceTask, bind=True, max_retries=5)
+    def retrying_elsewhere(self, unit, other, seconds=0.0):
+        """Its retry has other arguments, so it is another unit of work."""
+        _body(self, unit, seconds)
+        if not self.request.retries:
+            raise self.retry(args=(other, other), countdown=0.1)
+        return f"after {self.request.retries}"
+
+    @task(base=OnceTask, bind=True, running_lock=False)
+    def only_queue_lock(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, queue_lock=False)
+    def only_running_lock(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, queue_lock=False, running_lock=False)
+    def no_locks(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once=OnceOptions(scope="until_done", key=["unit"]))
+    def by_instance(self, unit, seconds=0.0):
+        return _body(self, unit, seconds)
 
     @task(base=OnceTask, bind=True)
     def failing(self, unit):

@@ -28,13 +28,14 @@ class CeleryWorker:
         pool: str = "prefork",
         concurrency: int = 2,
         app: str = "_support.celery_app",
+        loglevel: str = "INFO",
     ) -> None:
         self._log = folder / f"worker-{time.monotonic_ns()}.log"
         self.name = f"w{time.monotonic_ns()}@test"
         command = [
             sys.executable, "-m", "celery", "-A", app, "worker",
             "--pool", pool, "--concurrency", str(concurrency), "--hostname", self.name,
-            "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat",
+            "--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat",
         ]  # fmt: skip
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

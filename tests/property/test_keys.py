@@ -42,17 +42,17 @@ tiny = st.recursive(
 )
 
 
-def normal(value: object) -> object:
+def _normal(value: object) -> object:
     """Return a hashable model of what the serializers keep of a value, made otherwise."""
     if isinstance(value, float):
         return ("float", "nan" if math.isnan(value) else value.hex())
     if isinstance(value, str):
         return ("str", value.replace("\ud83d\ude00", "😀"))
     if isinstance(value, (list, tuple)):
-        return ("list", tuple(normal(item) for item in value))
+        return ("list", tuple(_normal(item) for item in value))
     if isinstance(value, dict):
         names = {None: "null", True: "true"}
-        return ("dict", frozenset((_name(k, names), normal(v)) for k, v in value.items()))
+        return ("dict", frozenset((_name(k, names), _normal(v)) for k, v in value.items()))
     return (type(value).__name__, value)
 
 
@@ -62,7 +62,7 @@ def _name(key: object, names: dict[object, str]) -> str:
     return str(key)
 
 
-def form(value: object) -> bytes | None:
+def _form(value: object) -> bytes | None:
     try:
         return canonical(value)
     except KeyDerivationError as error:
@@ -74,17 +74,17 @@ def form(value: object) -> bytes | None:
 @given(tiny, tiny)
 def test_equal_if_and_only_if_equal(left: object, right: object) -> None:
     """Forms are equal if, and only if, the values are the same to the serializers."""
-    one, two = form(left), form(right)
+    one, two = _form(left), _form(right)
 
     if one is not None and two is not None:
-        assert (one == two) == (normal(left) == normal(right))
+        assert (one == two) == (_normal(left) == _normal(right))
 
 
 @quick
 @given(st.lists(tiny, max_size=4))
 def test_no_form_begins_another(values: list[object]) -> None:
     """No form is the beginning of another: what stands side by side stays apart."""
-    forms = {found for value in values if (found := form(value))}
+    forms = {found for value in values if (found := _form(value))}
 
     for one in forms:
         assert not any(other != one and other.startswith(one) for other in forms)
@@ -119,7 +119,7 @@ rich = st.one_of(
 )
 
 
-def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def _nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     names = st.one_of(st.text(), st.integers(), st.booleans(), st.none(), st.floats())
     return st.recursive(
         leaves,
@@ -135,10 +135,10 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "pickle", "yaml"])
 @settings(quick, max_examples=250)
-@given(value=st.one_of(nested(plain), nested(rich)))
+@given(value=st.one_of(_nested(plain), _nested(rich)))
 def test_trips(serializer: str, value: object) -> None:
     """Producer and worker derive the same key, whatever the serializer."""
-    before = form(value)
+    before = _form(value)
     try:
         content_type, encoding, body = dumps(value, serializer=serializer)
         after = loads(body, content_type, encoding)
@@ -146,7 +146,7 @@ def test_trips(serializer: str, value: object) -> None:
         return
 
     if before is not None:
-        assert form(after) == before
+        assert _form(after) == before
 
 
 @quick
@@ -218,7 +218,7 @@ def test_no_separator_trick(a: str, b: str, c: str, d: str) -> None:
     """No text can reach over into its neighbour."""
     for select in (None, "{a}-{b}", ["a", "b"]):
         spec = KeySpec("t", _required, select)  # type: ignore[arg-type]  # a list of kinds
-        same = normal([a, b]) == normal([c, d])
+        same = _normal([a, b]) == _normal([c, d])
         assert (spec.key((a, b), {}) == spec.key((c, d), {})) == same
 
 
@@ -227,7 +227,7 @@ def test_no_separator_trick(a: str, b: str, c: str, d: str) -> None:
 def test_harmless_names(name: str, value: object) -> None:
     """Whatever the task and its arguments are called, the key has harmless characters."""
     spec = KeySpec(name, _plain, "o{a}")
-    if form(value) is None:
+    if _form(value) is None:
         return
 
     key = spec.key((value,), {})
