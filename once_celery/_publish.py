@@ -141,8 +141,9 @@ def _send(
 ) -> Any:
     try:
         sending = _with_header(options, publication.header)
-        if publication.claim is not None and publication.claim.delay != _delay(options):
-            sending["countdown"] = publication.claim.delay
+        if publication.claim is not None and publication.is_replacing:
+            # debounced, or no later than the burst may be delayed
+            sending["countdown"] = publication.claim.delay or None
             sending.pop("eta", None)
         result = send(args, kwargs, task_id=publication.message_id, **sending)
     except BaseException:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from once_core import protocol
 from once_core.envelope import Envelope
-from once_core.errors import DuplicateTaskError, StoreUnavailableError
+from once_core.errors import DuplicateTaskError, KeyDerivationError, StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
 from once_core.protocol import Claim, Message
@@ -85,6 +85,11 @@ class Publication:
     ticket: int
     nonce: str = ""
     call: Mapping[str, object] | None = None
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether the record, and not the caller alone, says when it is due."""
+        return self.guard.options.on_duplicate == "replace"
 
     @property
     def header(self) -> dict[str, object]:
@@ -201,7 +206,7 @@ def claim(
         own=own,
         nonce=mark,
         lost=lost,
-        fingerprint=guard.keys.fingerprint(args, kwargs) if replaces else "",
+        fingerprint=_fingerprint(guard, args, kwargs) if replaces else "",
         retries=retries,
     )
     try:
@@ -218,6 +223,14 @@ def claim(
     holder_id = answer.holder_id or message_id
     publish = OncePublish(answer.status, answer.is_duplicate, holder_id, key, answer.remaining)
     return Publication(guard, key, message_id, answer, publish, answer.ticket, mark, call)
+
+
+def _fingerprint(guard: Guard, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Of all arguments; empty, which equals none, where one outside of the key has no form."""
+    try:
+        return guard.keys.fingerprint(args, kwargs)
+    except KeyDerivationError:
+        return ""
 
 
 def nonce() -> int:

@@ -82,6 +82,7 @@ class Board:
         self.sent = 0
         self._units_of: dict[str, str] = {}
         self._received_by: dict[str, str] = {}
+        self._started: set[str] = set()
 
     def tell(self, at: float, text: str) -> str:
         """Make a line of something that happened, and keep it."""
@@ -117,7 +118,7 @@ class Board:
             return ""
         self.sent += 1
         self._units_of[entry.message_id] = entry.unit
-        if unit.run is None or unit.run.message_id != entry.message_id:
+        if entry.message_id not in self._started:  # its producer may tell later than its worker
             unit.waiting = entry.message_id
         return f"{entry.unit} is triggered, once" if entry.unit == scenario.REPORT else ""
 
@@ -132,21 +133,19 @@ class Board:
     def _on_start(self, entry: Entry) -> str:
         unit = self.units[entry.unit]
         self._units_of[entry.message_id] = entry.unit
+        self._started.add(entry.message_id)
         unit.run = entry
         unit.runs += 1
         if unit.waiting == entry.message_id:
             unit.waiting = ""
         refused, unit.refused_before = unit.refused - unit.refused_before, unit.refused
-        text = (
-            f"{entry.unit} runs in {entry.host}:{entry.pid} of worker {entry.worker}, "
-            f"fence {entry.fence}; refused before it: {refused}"
-        )
+        holder = f"{entry.host}:{entry.pid} of {entry.worker}, fence {entry.fence}"
         if unit.cut_off is None:
-            return text
+            return f"{unit.name} runs: {holder}, {refused} refused before"
         after, is_same = entry.at - unit.killed_at, unit.cut_off.message_id == entry.message_id
         unit.cut_off = None
         how = "the same message, redelivered" if is_same else "by the next message"
-        return f"RECOVERED after {after:.1f} s ({how}): {text}"
+        return f"RECOVERED {unit.name} after {after:.1f} s, {how}: {holder}"
 
     def _on_end(self, entry: Entry) -> str:
         unit = self.units[entry.unit]
@@ -166,14 +165,17 @@ class Board:
             if unit.waiting and self._received_by.get(unit.waiting) == entry.worker
         ]
         text = (
-            f"KILLED worker {entry.worker}: SIGKILL to {entry.pid} and its {scenario.CHILDREN} "
-            f"children, in the middle of {', '.join(cut)}"
+            f"KILLED worker {entry.worker} in the middle of {', '.join(cut)}: SIGKILL to pid "
+            f"{entry.pid} and its {scenario.CHILDREN} children"
         )
-        return text + (f"; waiting messages it had in hand: {', '.join(held)}" if held else "")
+        return text + (f"; it also had the waiting messages of {', '.join(held)}" if held else "")
 
     def _on_event(self, entry: Entry) -> str:
         name = self._units_of.get(entry.message_id, "")
         if entry.text.startswith("deferred") and name:
             self.units[name].deferred += 1
             return ""
+        if entry.text.startswith("superseded") and name:
+            unit = self.units[name]
+            unit.waiting = "" if unit.waiting == entry.message_id else unit.waiting
         return f"{name}: {entry.text}" if name else entry.text

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from once_core._clock import elapsed
 from once_core.demo import scenario
 
 if TYPE_CHECKING:
@@ -102,14 +103,17 @@ class Crew:
             tail = "\n".join(log.splitlines()[-12:])
             raise DemoError(f"{name} ended with {process.returncode}. Its log ends:\n{tail}")
 
-    def kill(self, name: str) -> int:
-        """SIGKILL to a whole worker, its children included; returns its pid.
+    def kill(self, name: str) -> tuple[int, float]:
+        """SIGKILL to a whole worker, its children included: nobody gets to say good-bye.
 
-        Nobody gets to say good-bye.
+        Returns:
+            Its pid, and the moment of the kill. That is the moment before the signal: others
+            may take over as soon as a child is dead, and that is before we know it.
         """
         process = self._processes.pop(name)
+        at = elapsed()
         _end(process)
-        return process.pid
+        return process.pid, at
 
     def stop(self, wait: Callable[[Callable[[], bool], float], bool]) -> None:
         """Ask everybody to end, as an orderly shutdown does.

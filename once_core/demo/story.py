@@ -158,8 +158,8 @@ class Story:
                 raise DemoError("no worker ran anything that could be killed")
 
     def _kill(self, worker: str) -> None:
-        pid = self._crew.kill(worker)
-        self._ledger.note("kill", pid=pid, worker=worker)
+        pid, at = self._crew.kill(worker)
+        self._ledger.note("kill", at=at, pid=pid, worker=worker)
         self._phase = f"worker {worker} was killed"
 
     def _settle(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,8 @@ _STYLES = {
     "cut off": "bold red",
 }
 _FEWEST_LINES, _MOST_LINES = 3, 12
-_OTHER_LINES = 20
-"""Lines of the live view besides those of the recent events."""
+_OTHER_LINES = 15
+"""Lines below the header besides those of the recent events."""
 _WIDE = 110
 """Columns of a terminal with room for more."""
 _WIDE_COLUMNS = ("triggers", "put back")
@@ -42,13 +43,11 @@ class View(ABC):
     """Shows the demo. One thread.
 
     Attributes:
-        header: What was started, a line each.
         board: What is shown.
     """
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self.header: list[str] = []
 
     @abstractmethod
     def open(self, header: Sequence[str]) -> None:
@@ -109,18 +108,20 @@ class LiveView(View):
     def __init__(self, board: Board, console: Console) -> None:
         super().__init__(board)
         self._console = console
+        self._header_height = 0
         # no thread of its own: the story calls `show` often enough
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
-        self._last = ("", 0.0)
 
     def open(self, header: Sequence[str]) -> None:
         """See `View`."""
-        self.header = list(header)
+        text = Text("\n".join(header), overflow="fold")
+        panel = Panel(text, title="[bold]once demo[/bold]", border_style="blue")
+        self._header_height = len(self._console.render_lines(panel))
+        self._console.print(panel)
         self._live.start()
 
     def show(self, lines: Sequence[str], phase: str, progress: float) -> None:  # noqa: ARG002  # the board has them
         """See `View`."""
-        self._last = (phase, progress)
         self._live.update(self._render(phase, progress), refresh=True)
 
     def close(self) -> None:
@@ -140,18 +141,13 @@ class LiveView(View):
         self._console.print(Panel(summary, title="summary", border_style=colour))
 
     def _render(self, phase: str, progress: float) -> Group:
-        header = Panel(
-            Text("\n".join(self.header), overflow="ellipsis", no_wrap=True),
-            title="[bold]once demo[/bold]",
-            border_style="blue",
-        )
-        return Group(header, self._progress(phase, progress), self._units(), self._recent())
+        return Group(self._progress(phase, progress), self._units(), self._recent())
 
     def _progress(self, phase: str, progress: float) -> Table:
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(no_wrap=True, width=9, justify="right")
         line.add_column(ratio=1)
-        line.add_column(no_wrap=True, ratio=1)
+        line.add_column(no_wrap=True)
         seconds = Text(f"{elapsed() - self.board.begin:.1f} s", style="bold")
         line.add_row(seconds, ProgressBar(total=1.0, completed=progress), Text(phase))
         return line
@@ -159,7 +155,7 @@ class LiveView(View):
     def _units(self) -> Table:
         is_wide = self._console.width >= _WIDE
         table = Table(expand=True, box=SIMPLE_HEAD, header_style="bold")
-        table.add_column("unit of work", no_wrap=True)
+        table.add_column("unit", no_wrap=True)
         table.add_column("state", no_wrap=True, width=13)
         table.add_column("holder (host:pid)", ratio=1, no_wrap=True)
         table.add_column("fence", no_wrap=True, width=16)
@@ -170,12 +166,12 @@ class LiveView(View):
         return table
 
     def _recent(self) -> Panel:
-        room = self._console.height - _OTHER_LINES
+        room = self._console.height - self._header_height - _OTHER_LINES
         count = max(_FEWEST_LINES, min(_MOST_LINES, room))
         lines = list(self.board.recent)[-count:]
         lines += [""] * (count - len(lines))
         text = Text("\n".join(lines), overflow="ellipsis", no_wrap=True)
-        text.highlight_regex(r"RECOVERED[^:]*", "bold yellow")
+        text.highlight_regex(r"RECOVERED[^,]*", "bold yellow")
         text.highlight_regex(r"KILLED worker \w+", "bold red")
         return Panel(text, title="what happened", border_style="dim")
 
@@ -183,7 +179,8 @@ class LiveView(View):
 def make_view(board: Board) -> View:
     """The live view in a terminal that can show it, else plain lines."""
     console = Console(highlight=False)
-    if console.is_terminal and not console.is_dumb_terminal:
+    # not rich's own guess, for which FORCE_COLOR makes a terminal of any file
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveView(board, console)
     return PlainView(board)
 
@@ -195,7 +192,7 @@ def _row(unit: Unit, *, is_wide: bool) -> tuple[Text, ...]:
         if is_wide:
             holder += f" of {run.worker}, {elapsed() - run.at:.1f} of {scenario.BODY:.0f} s"
     elif unit.cut_off is not None:
-        holder = f"{unit.cut_off.pid} killed {elapsed() - unit.killed_at:.1f} s ago"
+        holder = f"killed {elapsed() - unit.killed_at:.1f} s ago"
     style = _STYLES[unit.state]
     cells = (unit.name, unit.state, holder, str(run.fence) if run else "")
     counts = [unit.runs, unit.refused]

@@ -207,6 +207,11 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
         raise RuntimeError(f"on purpose: {unit}")
 
     @task(base=OnceTask, bind=True)
+    def gated_failing(self, unit):
+        _body(self, unit, -1)
+        raise RuntimeError(f"on purpose: {unit}")
+
+    @task(base=OnceTask, bind=True)
     def dying(self, unit, seconds=0.2):
         """Dies with its process the first time a unit runs."""
         first = not ledger.runs(path, str(unit))
