@@ -13,8 +13,8 @@ from kombu.exceptions import OperationalError
 from once_celery._binding import Binding
 from once_core.attempt import Attempt, deferral
 from once_core.envelope import HEADER, OFF, Envelope
-from once_core.errors import OverlapError, StoreUnavailableError
-from once_core.events import emit
+from once_core.errors import ConfigurationError, OverlapError, StoreUnavailableError
+from once_core.events import emit, logger
 from once_core.guard import Guard
 from once_core.protocol import Message, Outcome, Start
 
@@ -57,7 +57,7 @@ def run(task: Task, body: Callable[[], object]) -> object:
         return body()
     guard = Binding.of(task.app).guard(task)
     if envelope is not None:
-        guard = guard.with_call(envelope.call)
+        guard = _with_call(guard, envelope)
         if envelope.duplicate_of:
             return _settle(task, guard, "settled", envelope.duplicate_of)
     key = envelope.key if envelope else guard.key(request.args or (), request.kwargs or {})
@@ -87,6 +87,15 @@ def run(task: Task, body: Callable[[], object]) -> object:
         waits += 1
         # the broker is away as well: this process is all that still has the message
         time.sleep(deferral(waits))
+
+
+def _with_call(guard: Guard, envelope: Envelope) -> Guard:
+    """A producer of another version may know options that this one does not: run all the same."""
+    try:
+        return guard.with_call(envelope.call)
+    except ConfigurationError as error:
+        logger.warning("options of the call are left out: %s", error)
+        return guard
 
 
 def _start(attempt: Attempt) -> tuple[Start | None, str]:

@@ -107,6 +107,11 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
         if other:
             names = ("producer", "link", "link_error", "shadow")
             options.update(zip(names, other, strict=False))
+        if task_options(self) is None and once:
+            raise ConfigurationError(
+                f"{self.name} is not under guard (once=False), so once={once!r} at a call would "
+                "do nothing; take once=False from the task, and give it at the calls that need it"
+            )
         if self.app.conf.task_always_eager or task_options(self) is None:
             result = send(args, kwargs, task_id=task_id, **options)
             result.once = OncePublish("off", is_duplicate=False, holder_id=result.id)

@@ -76,7 +76,6 @@ def let_go(scene: Deployment, unit: str) -> None:
     gate(scene.ledger, unit).touch()
 
 
-
 def ids(scene: Deployment, unit: str) -> list[str]:
     return [run.message_id for run in scene.runs(unit)]
 
@@ -130,9 +129,7 @@ def test_a_deferred_message_is_put_back_again_and_again(scene: Deployment, unit:
     assert waiting.get(timeout=20) == f"done {unit}"
 
 
-def test_a_call_is_refused_while_the_waiting_one_is_put_back(
-    scene: Deployment, unit: str
-) -> None:
+def test_a_call_is_refused_while_the_waiting_one_is_put_back(scene: Deployment, unit: str) -> None:
     """A deferred message still is the one that waits: there is no second."""
     _, waiting = hold_and_wait(scene, unit)
     wait_until(lambda: is_logged(scene, "deferred", waiting.id), "it was put back")

@@ -119,9 +119,7 @@ def test_a_server_is_empty_after_many_plain_runs(
 
 
 @pytest.mark.parametrize("broker", BROKERS)
-def test_a_duplicate_is_not_sent(
-    broker: str, deploy: Callable[..., Deployment], unit: str
-) -> None:
+def test_a_duplicate_is_not_sent(broker: str, deploy: Callable[..., Deployment], unit: str) -> None:
     """While one waits, a second call sends nothing and returns the waiting one's handle."""
     scene = deploy(broker=broker)
     first = scene.task("work").delay(unit)
@@ -137,9 +135,7 @@ def test_a_duplicate_is_not_sent(
 
 
 @everywhere
-def test_the_handle_of_a_duplicate_gives_the_holders_result(
-    scene: Deployment, unit: str
-) -> None:
+def test_the_handle_of_a_duplicate_gives_the_holders_result(scene: Deployment, unit: str) -> None:
     """`get()` on a refused call's handle returns what the waiting message returned."""
     running, waiting = hold_and_wait(scene, unit)
 
@@ -411,9 +407,7 @@ def test_callbacks_of_a_duplicate_are_called(scene: Deployment, unit: str) -> No
 # Asking and freeing
 
 
-def test_a_unit_can_be_asked_about_and_freed(
-    deploy: Callable[..., Deployment], unit: str
-) -> None:
+def test_a_unit_can_be_asked_about_and_freed(deploy: Callable[..., Deployment], unit: str) -> None:
     """is_locked, holder and release take the arguments of the call."""
     scene = deploy()
     work = scene.task("work")

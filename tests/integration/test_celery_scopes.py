@@ -68,7 +68,6 @@ def let_go(scene: Deployment, unit: str) -> None:
     gate(scene.ledger, unit).touch()
 
 
-
 def ids(scene: Deployment, unit: str) -> list[str]:
     return [run.message_id for run in scene.runs(unit)]
 
@@ -134,9 +133,7 @@ def test_until_done_refuses_while_it_waits(deploy: Callable[..., Deployment], un
 
 
 @pytest.mark.parametrize("task", ["queued", "only_queue_lock"])
-def test_queued_limits_what_waits(
-    deploy: Callable[..., Deployment], unit: str, task: str
-) -> None:
+def test_queued_limits_what_waits(deploy: Callable[..., Deployment], unit: str, task: str) -> None:
     """With scope="queued", or running_lock=False, a call is refused while one waits."""
     scene = deploy()
     first = scene.task(task).delay(unit)
