@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from once_core import protocol
 from once_core._clock import elapsed
@@ -16,6 +17,8 @@ from once_core.protocol import Message, Step
 from once_core.store import Store
 
 __all__ = ["Heartbeat", "Held", "heartbeat"]
+
+T = TypeVar("T")
 
 BEATS_PER_LEASE = 3
 """Two beats may fail before a lease lapses."""
@@ -137,10 +140,7 @@ class Heartbeat:
         if held:
             self._beat_every = min(each.lease.length for each in held) / BEATS_PER_LEASE
         self._next_beat = elapsed() + self._beat_every
-        by_store: dict[int, list[Held]] = {}
-        for each in held:
-            by_store.setdefault(id(each.store), []).append(each)
-        for some in by_store.values():
+        for some in _by_store(held, lambda each: each.store):
             if not self._renew(some):
                 self._next_beat = min(self._next_beat, elapsed() + OUTAGE_BEAT)
         self._finish_now()
@@ -187,12 +187,14 @@ class Heartbeat:
             _emit("lease_lost", held, reason)
 
     def _finish_now(self) -> None:
-        for pair in list(self._unfinished):
-            held, step = pair
-            answer = self._sibling(held.store).run_many([step])[0]
-            is_over = elapsed() > held.tried_at + held.lease.length
-            if is_over or not isinstance(answer, StoreUnavailableError):
-                self._unfinished.remove(pair)
+        for pairs in _by_store(list(self._unfinished), lambda pair: pair[0].store):
+            store = self._sibling(pairs[0][0].store)
+            answers = store.run_many([step for _, step in pairs])
+            for pair, answer in zip(pairs, answers, strict=True):
+                held = pair[0]
+                is_over = elapsed() > held.tried_at + held.lease.length
+                if is_over or not isinstance(answer, StoreUnavailableError):
+                    self._unfinished.remove(pair)
 
     def _warn_of_slow_runs(self, held: list[Held]) -> None:
         for each in held:
@@ -203,6 +205,14 @@ class Heartbeat:
                 _emit("slow", each, reason)
             elif each.warn_after and not each.is_slow:
                 self._next_beat = min(self._next_beat, each.started_at + each.warn_after)
+
+
+def _by_store(items: list[T], store_of: Callable[[T], Store]) -> list[list[T]]:
+    """Items in groups, one a store: each group is one pipeline."""
+    groups: dict[int, list[T]] = {}
+    for item in items:
+        groups.setdefault(id(store_of(item)), []).append(item)
+    return list(groups.values())
 
 
 def _emit(kind: str, held: Held, reason: str) -> None:

@@ -5,10 +5,11 @@ never imported but by the command.
 
 ```
 story       what happens, in order     app        the Celery app with the slow task
-crew        the processes, and their   worker     entry of the workers' processes
-            certain end                producer   entry of the processes that trigger
-ledger      what really happened       board      the same as it happens, for the eye
-judge       what was promised          view       live in a terminal, or plain lines
+scenario    its numbers                worker     entry of the workers' processes
+crew        the processes              producer   entry of the processes that trigger
+ledger      what really happened       lifeline   their certain end
+judge       what was promised          board      what happens now, for the eye
+                                       view       live in a terminal, or plain lines
 ```
 """
 

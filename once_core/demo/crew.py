@@ -73,6 +73,8 @@ class Crew:
             # a checkout: they run in another folder, and have to find the same once as we
             path = [str(root), kept.get("PYTHONPATH", "")]
             kept["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        # what killed workers leave lying about goes with the folder
+        kept["TMPDIR"] = str(self._folder)
         kept[scenario.URL_VARIABLE] = self._url
         kept[scenario.LEDGER_VARIABLE] = str(self._folder / "ledger")
         return kept

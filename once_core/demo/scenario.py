@@ -65,7 +65,7 @@ KILL_INTO = 1.2
 PLAIN = 200
 """Triggers of the same task without once, to see them pile up."""
 
-LIMIT = 36.0
+LIMIT = 33.0
 """Seconds after which the demo stops waiting and judges what it has."""
 
 QUEUE = "once-demo"

@@ -34,6 +34,7 @@ _STYLES = {
 _FEWEST_LINES, _MOST_LINES = 3, 12
 _OTHER_LINES = 15
 """Lines below the header besides those of the recent events."""
+_MOST_BROKEN = 12
 _WIDE = 110
 """Columns of a terminal with room for more."""
 _WIDE_COLUMNS = ("triggers", "put back")
@@ -157,7 +158,7 @@ class LiveView(View):
         table = Table(expand=True, box=SIMPLE_HEAD, header_style="bold")
         table.add_column("unit", no_wrap=True)
         table.add_column("state", no_wrap=True, width=13)
-        table.add_column("holder (host:pid)", ratio=1, no_wrap=True)
+        table.add_column("holder", ratio=1, no_wrap=True)
         table.add_column("fence", no_wrap=True, width=16)
         for name in ("runs", "refused", *(_WIDE_COLUMNS if is_wide else ())):
             table.add_column(name, justify="right", no_wrap=True)
@@ -192,7 +193,7 @@ def _row(unit: Unit, *, is_wide: bool) -> tuple[Text, ...]:
         if is_wide:
             holder += f" of {run.worker}, {elapsed() - run.at:.1f} of {scenario.BODY:.0f} s"
     elif unit.cut_off is not None:
-        holder = f"killed {elapsed() - unit.killed_at:.1f} s ago"
+        holder = f"dead {elapsed() - unit.killed_at:.1f} s"
     style = _STYLES[unit.state]
     cells = (unit.name, unit.state, holder, str(run.fence) if run else "")
     counts = [unit.runs, unit.refused]
@@ -206,4 +207,7 @@ def _verdict(broken: Sequence[str]) -> str:
         return "All promises kept: nothing piled up, overlapped, was lost or got stuck."
     count = len(broken)
     head = "1 promise was broken:" if count == 1 else f"{count} times a promise was broken:"
-    return "\n".join([head, *(f"  {each}" for each in broken)])
+    lines = [f"  {each}" for each in broken[:_MOST_BROKEN]]
+    if count > _MOST_BROKEN:
+        lines.append(f"  ... and {count - _MOST_BROKEN} more")
+    return "\n".join([head, *lines])

@@ -213,7 +213,7 @@ class RecordModel:
 
     # the steps
 
-    def claim(
+    def claim(  # noqa: C901  # one rule after the other, as they are written down
         self,
         now: float,
         message_id: str,
@@ -240,11 +240,13 @@ class RecordModel:
         if until_done and running and not (own and running.id == message_id):
             return self._refuse(state, now, "running", running, running.id, running.until)
         if waiting and lost and waiting.nonce == lost:
-            waiting.heals_at = min(waiting.heals_at, now)
+            # nobody saw that claim: it must not make others wait longer than one claim would
+            self._heal_now(waiting, min(waiting.heals_at, now))
         may_heal = waiting is not None and now >= waiting.heals_at
         if waiting and not replace:
             if not may_heal:
-                return self._refuse(state, now, "waiting", waiting, waiting.holder, waiting.heals_at)
+                free_at = waiting.heals_at
+                return self._refuse(state, now, "waiting", waiting, waiting.holder, free_at)
             waiting.heals_at = now + waiting.heals_every
             waiting.heals_every *= 2
             waiting.copies += 1
@@ -256,11 +258,11 @@ class RecordModel:
         if waiting and latest is not None:
             delay = max(0.0, min(delay, waiting.since + latest - now))
         due = now + delay
-        if waiting and waiting.replaces and fingerprint and waiting.fingerprint == fingerprint:
-            if not may_heal and due >= waiting.due:
-                waiting.due = due
-                waiting.until = max(waiting.until, due + ttl)
-                return self._refuse(state, now, "moved", waiting, waiting.holder, due)
+        same = waiting and waiting.replaces and fingerprint and waiting.fingerprint == fingerprint
+        if same and not may_heal and due >= waiting.due:
+            waiting.due = due
+            waiting.until = max(waiting.until, due + ttl)
+            return self._refuse(state, now, "moved", waiting, waiting.holder, due)
         fresh = self._queue(state, now, message_id, retries, due, due + ttl, heal_after)
         fresh.nonce = nonce
         if expires is not None:
@@ -416,9 +418,7 @@ class RecordModel:
         self._save(state)
         return Finish("finished" if own else "lost", held)
 
-    def reap(
-        self, now: float, message_id: str, attempt: str = "", *, margin: float = 0.0
-    ) -> Reap:
+    def reap(self, now: float, message_id: str, attempt: str = "", *, margin: float = 0.0) -> Reap:
         """The process of this message died."""
         state = self.seen(now)
         holder = state.running
@@ -455,24 +455,26 @@ class RecordModel:
     # what they share
 
     def _save(self, state: State) -> None:
-        """Idle work leaves nothing behind; a step without effect writes nothing, no number either."""
+        """Idle work leaves nothing behind; a step without effect writes nothing at all."""
         if not state.parts():
             self.state = State()
         elif state.parts() != self.state.parts():
             self.state = state
 
-    def _is_over(self, state: State, now: float, message: Message, *, known: bool) -> Start | None:
+    def _is_over(  # noqa: PLR0911  # one return a rule
+        self, state: State, now: float, message: Message, *, known: bool
+    ) -> Start | None:
         """Whether this delivery is known to be dead, and by what."""
         done, first = state.done, state.waiting
-        if done and (done.id, done.ticket) == (message.id, message.ticket):
-            if message.retries <= done.retries:
-                self._take_away(state, now, message)
-                return self._refusal("repeated", done, now)
+        is_ended = done and (done.id, done.ticket) == (message.id, message.ticket)
+        if is_ended and message.retries <= done.retries:
+            self._take_away(state, now, message)
+            return self._refusal("repeated", done, now)
         if message.ticket <= 0:
             return None
-        if first and first.id == message.id and first.retries > message.retries:
-            if first.ticket > message.ticket:
-                return self._refusal("repeated", first, now)
+        is_retried = first and first.id == message.id and first.retries > message.retries
+        if is_retried and first.ticket > message.ticket:
+            return self._refusal("repeated", first, now)
         if known or (state.running and state.running.id == message.id):
             return None
         if state.replaced and state.replaced.ticket >= message.ticket:
@@ -542,10 +544,17 @@ class RecordModel:
         return state.last
 
     def _queue(
-        self, state: State, now: float, id: str, retries: int, due: float, until: float, heal: float
+        self,
+        state: State,
+        now: float,
+        message_id: str,
+        retries: int,
+        due: float,
+        until: float,
+        heal: float,
     ) -> Waiting:
         ticket = self._number(state, now)
-        return Waiting(until, ticket, id, retries, now, due, due + heal, heal)
+        return Waiting(until, ticket, message_id, retries, now, due, due + heal, heal)
 
     @staticmethod
     def _bury_below(state: State, now: float, ticket: int, ttl: float) -> None:
@@ -558,16 +567,19 @@ class RecordModel:
         mine = [p for p in (state.waiting, state.behind) if p and p.stands_for(message)]
         for part in mine:
             if part.copies:
-                part.heals_at = now
-                floor = min(HEAL_FLOOR, part.heals_every)
-                part.heals_every = max(part.heals_every / 2, floor)
+                RecordModel._heal_now(part, now)
             else:
                 state.forget(part)
         return bool(mine)
+
+    @staticmethod
+    def _heal_now(part: Waiting, heals_at: float) -> None:
+        """A copy may be sent, and does not count as one more doubling of its age."""
+        part.heals_at = heals_at
+        part.heals_every = max(part.heals_every / 2, min(HEAL_FLOOR, part.heals_every))
 
     @staticmethod
     def _drop_what_ran(state: State, message: Message) -> None:
         for part in (state.waiting, state.behind):
             if part and part.id == message.id and part.retries <= message.retries:
                 state.forget(part)
-

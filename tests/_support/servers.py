@@ -29,14 +29,14 @@ local redis = (function(real)
   local function call(name, key, ...)
     if name == 'TIME' then return { seconds, micros } end
     if name == 'PEXPIRE' then
-      return real.call(name, key, string.format('%%.0f', tonumber((...)) + %d))
+      return real.call(name, key, string.format('%.0f', tonumber((...)) + DAY))
     end
     if key == nil then return real.call(name) end
     return real.call(name, key, ...)
   end
   return { call = call, pcall = real.pcall }
 end)(redis)
-""" % (DAY * 1000)
+""".replace("DAY", str(DAY * 1000))
 
 
 class ClockClient:
@@ -49,7 +49,9 @@ class ClockClient:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.now = START
-        self._scripts = {script(name).sha: client.register_script(_SHIM + script(name).text) for name in STEPS}
+        self._scripts = {
+            each.sha: client.register_script(_SHIM + each.text) for each in map(script, STEPS)
+        }
 
     def evalsha(self, sha: str, _keys: int, key: str, *args: Any) -> object:
         """Carry one step at the time of the test."""

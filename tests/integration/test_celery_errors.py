@@ -1,6 +1,4 @@
-"""Configuration, and what is said when it cannot work: each error by its text, at the earliest
-moment. Nothing here but the last part needs a worker.
-"""
+"""Configuration, and what is said when it cannot work: each error by its text, at its moment."""
 
 from __future__ import annotations
 
@@ -8,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from _support.celery_app import make_app
+from _support.deployment import Deployment
 from celery import Celery, Task
 from kombu.exceptions import OperationalError
 
-from _support.celery_app import make_app
-from _support.deployment import Deployment
 from once_celery import (
     ConfigurationError,
     KeyDerivationError,
@@ -40,6 +38,7 @@ def memory(unit: str) -> str:
 
 
 def make(**conf: Any) -> Celery:
+    """An app that is configured as its user would."""
     app = Celery("shop", set_as_current=False)
     app.conf.update({"broker_url": "memory://", **conf})
     return app
@@ -208,11 +207,13 @@ def test_a_wrong_scheme_is_named_with_the_right_ones(
     if layer == "environment":
         monkeypatch.setenv("ONCE_URL", url)
 
+    def use() -> None:
+        task = define(app, once={"url": url} if layer == "task" else {})
+        assert layer != "task", "defining the task should have failed"
+        task.delay(1)
+
     with pytest.raises(ConfigurationError) as caught:
-        if layer == "task":
-            define(app, once={"url": url})
-        else:
-            define(app).delay(1)
+        use()
 
     text = str(caught.value)
     assert text.startswith(
@@ -395,12 +396,13 @@ def test_durations_must_be_possible(
     app = make(once_url=memory, **conf)
     sent = published(app)
 
+    def use() -> None:
+        task = define(app, once={option: value} if layer == "task" else {})
+        assert layer != "task", "defining the task should have failed"
+        task.apply_async((1,), once={option: value} if layer == "call" else None)
+
     with pytest.raises(ConfigurationError) as caught:
-        if layer == "task":
-            define(app, once={option: value})
-        else:
-            call = {option: value} if layer == "call" else None
-            define(app).apply_async((1,), once=call)
+        use()
 
     of = "the app's configuration" if layer == "app" else "sync_order"
     assert str(caught.value) == f"once option {option}={value!r} of {of} must be {must}"

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import chain, chord
-
 from _support.celery_app import gate
 from _support.deployment import Deployment
 from _support.ledger import overlaps
 from _support.waiting import wait_until
+from celery import chain, chord
+
 from once_celery import OverlapError
 from once_core.devserver import DevServer
 
@@ -73,10 +73,12 @@ def hold_and_wait(scene: Deployment, unit: str, task: str = "work") -> tuple[Any
 
 
 def let_go(scene: Deployment, unit: str) -> None:
+    """Open the gate: held bodies of this unit end."""
     gate(scene.ledger, unit).touch()
 
 
 def ids(scene: Deployment, unit: str) -> list[str]:
+    """Ids of the messages that ran, in the order of their starts."""
     return [run.message_id for run in scene.runs(unit)]
 
 
@@ -287,5 +289,6 @@ def test_a_chain_behind_a_replaced_message_goes_on(scene: Deployment, unit: str)
 
 
 def is_logged(scene: Deployment, kind: str, message_id: str) -> bool:
+    """Whether a worker of this scene told of such a decision about this message."""
     logs = "\n".join(worker.log for worker in scene.workers)
     return any(kind in line and f"message_id={message_id}" in line for line in logs.splitlines())

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
-
 from _support.celery_app import gate
 from _support.deployment import Deployment
 from _support.waiting import wait_until
+from celery import Celery, chain, chord, group
+
 from once_celery import DuplicateTaskError
 from once_core.devserver import DevServer
 
@@ -73,6 +73,7 @@ def hold_and_wait(scene: Deployment, unit: str, task: str = "work") -> tuple[Any
 
 
 def let_go(scene: Deployment, unit: str) -> None:
+    """Open the gate: held bodies of this unit end."""
     gate(scene.ledger, unit).touch()
 
 
@@ -298,6 +299,32 @@ def test_an_option_of_a_call_reaches_the_worker(scene: Deployment, unit: str) ->
     assert result == "skipped"
 
 
+def test_options_of_a_call_may_be_set_on_a_signature(
+    deploy: Callable[..., Deployment], unit: str
+) -> None:
+    """`work.s(...).set(once=...)` is a call with these options."""
+    scene = deploy()
+    signature = scene.task("work").s(unit)
+    first = signature.apply_async()
+
+    free = signature.clone().set(once=False).apply_async()
+    with pytest.raises(DuplicateTaskError):
+        signature.clone().set(once={"on_duplicate": "raise"}).apply_async()
+
+    assert (free.once.state, free.id != first.id, scene.queued()) == ("off", True, 2)
+
+
+def test_eager_tasks_are_not_guarded(deploy: Callable[..., Deployment], unit: str) -> None:
+    """With task_always_eager the body runs in the caller, and nothing is locked."""
+    scene = deploy(conf={"task_always_eager": True})
+
+    calls = [scene.task("work").delay(unit) for _ in range(2)]
+
+    assert [call.get() for call in calls] == [f"done {unit}"] * 2
+    assert [call.once.state for call in calls] == ["off", "off"]
+    assert not scene.task("work").is_locked(unit)
+
+
 # Ids that somebody knows already
 
 
@@ -498,5 +525,6 @@ def test_a_call_after_a_foreign_message_that_waits_is_a_duplicate(
 
 
 def is_logged(scene: Deployment, kind: str, message_id: str) -> bool:
+    """Whether a worker of this scene told of such a decision about this message."""
     logs = "\n".join(worker.log for worker in scene.workers)
     return any(kind in line and f"message_id={message_id}" in line for line in logs.splitlines())

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import chain
-
 from _support.celery_app import gate
 from _support.deployment import Deployment
 from _support.ledger import overlaps
 from _support.waiting import wait_until
+from celery import Celery, chain
+
 from once_core.devserver import DevServer
 
 PREFORK = "prefork+redis"
@@ -66,6 +66,7 @@ def hold(scene: Deployment, unit: str, task: str = "work") -> Any:
 
 
 def let_go(scene: Deployment, unit: str) -> None:
+    """Open the gate: held bodies of this unit end."""
     gate(scene.ledger, unit).touch()
 
 
@@ -204,6 +205,20 @@ def test_a_retry_into_a_unit_where_one_waits_is_not_lost(scene: Deployment, unit
     waiting.revoke()
 
 
+def test_a_message_of_a_program_without_once_can_retry(scene: Deployment, unit: str) -> None:
+    """A message by send_task retries under its id, one attempt at a time."""
+    names = ("broker_url", "result_backend", "task_default_queue")
+    app = Celery("foreign", set_as_current=False)
+    app.conf.update({name: scene.settings[name] for name in names})
+
+    handle = app.send_task("retrying", (unit,), {"times": 2, "countdown": 0.05})
+
+    assert handle.get(timeout=20) == "after 2"
+    assert [run.retries for run in scene.runs(unit)] == [0, 1, 2]
+    assert overlaps(scene.runs(unit)) == []
+    app.close()
+
+
 def test_a_retry_that_gives_up_frees_the_unit(scene: Deployment, unit: str) -> None:
     """When its retries are used up the message fails and the unit is free."""
     autoretrying = scene.task("autoretrying")
@@ -226,10 +241,12 @@ def test_a_chain_goes_on_after_a_step_that_retried(scene: Deployment, unit: str)
 
 
 def is_waiting(task: Any, unit: str) -> bool:
+    """Whether the first retry of a unit waits."""
     holder = task.holder(unit)
     return holder is not None and holder.state == "waiting" and holder.retries == 1
 
 
 def is_logged(scene: Deployment, kind: str, message_id: str) -> bool:
+    """Whether a worker of this scene told of such a decision about this message."""
     logs = "\n".join(worker.log for worker in scene.workers)
     return any(kind in line and f"message_id={message_id}" in line for line in logs.splitlines())

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from _support.celery_app import gate
 from _support.deployment import Deployment
 from _support.ledger import overlaps
 from _support.waiting import wait_until
+
 from once_core.devserver import DevServer
 
 PREFORK = "prefork+redis"
@@ -65,10 +65,12 @@ def hold(scene: Deployment, unit: str, task: str = "work") -> Any:
 
 
 def let_go(scene: Deployment, unit: str) -> None:
+    """Open the gate: held bodies of this unit end."""
     gate(scene.ledger, unit).touch()
 
 
 def ids(scene: Deployment, unit: str) -> list[str]:
+    """Ids of the messages that ran, in the order of their starts."""
     return [run.message_id for run in scene.runs(unit)]
 
 
@@ -265,6 +267,31 @@ def test_options_may_be_an_instance(scene: Deployment, unit: str) -> None:
     assert (duplicate.once.state, duplicate.id) == ("running", running.id)
 
 
+def test_a_scope_given_at_a_call_holds_in_the_worker(scene: Deployment, unit: str) -> None:
+    """A window that only one call asks for is kept after its run as that of a task would be."""
+    once = {"scope": "window", "window": 60}
+    first = scene.task("work").apply_async((unit,), once=once)
+    assert first.get(timeout=20) == f"done {unit}"
+
+    second = scene.task("work").apply_async((unit,), once=once)
+
+    assert (second.once.state, second.id) == ("kept", first.id)
+
+
+def test_a_scope_at_a_call_brings_its_own_options(scene: Deployment, unit: str) -> None:
+    """on_overlap= counts for a call that asks for a scope in which runs may not overlap."""
+    once = {"scope": "queued+running", "on_overlap": "skip"}
+    running = scene.task("queued").apply_async((unit, -1), once=once)
+    wait_until(lambda: scene.runs(unit), "the first body runs")
+
+    met = scene.task("queued").apply_async((unit, -1), once=once)
+    wait_until(lambda: is_logged(scene, "message_id", met.id), "its start was decided")
+    let_go(scene, unit)
+
+    assert met.get(timeout=20) is None
+    assert ids(scene, unit) == [running.id]
+
+
 # Ends
 
 
@@ -298,5 +325,6 @@ def test_a_failure_lets_the_waiting_one_run(scene: Deployment, unit: str) -> Non
 
 
 def is_logged(scene: Deployment, kind: str, message_id: str) -> bool:
+    """Whether a worker of this scene told of such a decision about this message."""
     logs = "\n".join(worker.log for worker in scene.workers)
     return any(kind in line and f"message_id={message_id}" in line for line in logs.splitlines())
