@@ -58,13 +58,15 @@ class Binding:
         """
         if self._options is None:
             conf = self._app.conf
+            namespace = (self._app.namespace or "").lower()
             for setting in conf:
-                name = setting.lower().removeprefix("once_")
-                if setting.lower().startswith("once_") and name not in OPTIONS:
+                name = setting.lower().removeprefix(f"{namespace}_")
+                if name.startswith("once_") and name.removeprefix("once_") not in OPTIONS:
+                    known = [f"once_{each}" for each in OPTIONS]
+                    hint = nearest(name, known) or f"; there are {', '.join(known)}"
                     raise ConfigurationError(
-                        f"the setting {setting} is none of once{nearest(name, OPTIONS)}; there "
-                        f"are {', '.join('once_' + each for each in OPTIONS)}",
-                        option=name,
+                        f"the setting {setting} is none of once{hint}",
+                        option=name.removeprefix("once_"),
                     )
             found = {name: conf.get(f"once_{name}", _MISSING) for name in OPTIONS}
             self._options = {name: each for name, each in found.items() if each is not _MISSING}

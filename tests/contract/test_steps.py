@@ -223,6 +223,14 @@ def test_ones_own_ghost_is_taken_over_at_once(store: Unit) -> None:
     assert store.claim("m3", nonce="mine", lost="mine").status == "refreshed"
 
 
+def test_a_heal_time_below_a_millisecond_is_no_error(store: Unit) -> None:
+    """Whatever `heal_after` the options take, the second claim is answered."""
+    store.send("m1", replace=True, heal_after=0.0001)
+    store.pass_time(1.0)
+
+    assert store.claim("m2", heal_after=0.0001).status == "refreshed"
+
+
 def test_lost_answers_in_a_row_do_not_make_others_wait_longer(store: Unit) -> None:
     """After any number of claims whose answers were lost, others may publish after a minute."""
     store.claim("m1", nonce="n")
@@ -641,6 +649,26 @@ def test_an_older_message_runs_if_the_newer_was_never_sent(store: Unit) -> None:
     assert store.start(older).status == "started"
 
 
+def test_an_older_message_that_crashed_runs_again_before_a_newer_one(store: Unit) -> None:
+    """The start of an older message says nothing against its own redelivery."""
+    older = store.send("m1", replace=True)
+    store.send("m2", replace=True)  # its producer dies
+    store.start(older)
+    store.pass_time(60.0)
+
+    assert store.start(older, "a2").status == "started"
+
+
+def test_a_confirmed_message_is_not_its_own_victim(store: Unit) -> None:
+    """What is confirmed runs, also if its part is gone."""
+    store.send("m1", replace=True)
+    newer = store.send("m2", replace=True)
+    store.confirm(newer)
+    store.release()
+
+    assert store.start(newer).status == "started"
+
+
 def test_an_id_given_again_runs_again(store: Unit) -> None:
     """A caller may use a task id twice: each of the two messages has a ticket of its own."""
     first = store.send("same")
@@ -838,6 +866,24 @@ def test_a_retry_does_not_wait_behind_a_newer_payload(store: Unit) -> None:
     store.finish(failing, outcome="retry")
 
     assert "nt" not in store.fields()
+
+
+def test_a_retry_does_not_wait_behind_its_own_id(store: Unit) -> None:
+    """An id given again has one part, not two."""
+    failing = store.send("same")
+    store.start(failing)
+    store.send("same")
+    store.finish(failing, outcome="retry", delay=300.0)
+
+    assert "nt" not in store.fields()
+
+
+def test_a_lost_run_that_ended_drops_its_own_waiting_part(store: Unit) -> None:
+    """After a failover that lost its start, the end of a run leaves nothing that waits."""
+    message = store.send("m1")
+
+    assert store.finish(message).status == "lost"
+    assert store.claim("m2").status == "claimed"
 
 
 def test_a_lost_run_may_retry(store: Unit) -> None:

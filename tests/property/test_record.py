@@ -527,7 +527,8 @@ class Promises(RuleBasedStateMachine):
         nobody = not (self.broker or self.producers or self.workers)
         nonce = f"n{self.numbers}"
         answer = self.call(
-            "claim", message_id, replace=replaces, delay=delay, latest=task.latest if replaces else None,
+            "claim", message_id, replace=replaces, delay=delay,
+            latest=task.latest if replaces else None,
             expires=task.expires, until_done=task.scope == "until_done", nonce=nonce,
             lost=self.ghost, fingerprint=fingerprint, **OPTIONS,
         )  # fmt: skip

@@ -229,7 +229,7 @@ def test_every_kind_that_is_told_is_known() -> None:
 def _everything_of_a_life(guard: Guard, told: list[Event]) -> str:
     """All that can be seen of a message with a secret argument, from publish to end."""
     args, kwargs = (SECRET,), {"note": SECRET}
-    first = publish.claim(guard, args, kwargs, "m1", call={"ttl": 5})
+    first = publish.claim(guard.with_call({"ttl": 5}), args, kwargs, "m1", call={"ttl": 5})
     second = publish.claim(guard, args, kwargs, "m2")
     store = guard.store
     seen = [store.run(protocol.inspect(first.key)), dict(store.client().hgetall(first.key))]
@@ -250,8 +250,7 @@ def test_no_argument_is_shown(
     """No value of an argument is in an event, a log line, the record, a header or an error."""
     everything = _everything_of_a_life(guarded(**options), told)
 
-    assert [each.kind for each in told][:2][0] == "claimed"
-    assert len(told) >= 4
+    assert {each.kind for each in told} >= {"claimed", "started", "finished"}
     assert SECRET not in everything
 
 
