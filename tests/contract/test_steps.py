@@ -317,6 +317,13 @@ def test_a_message_that_expires_refuses_nobody_afterwards(store: Unit) -> None:
     assert store.claim("m3").status == "claimed"
 
 
+def test_a_replacing_message_that_expires_refuses_nobody_afterwards(store: Unit) -> None:
+    """The same with `replace`; and no key is without an end."""
+    store.send("m1", replace=True, expires=20.0)
+
+    assert 15.0 < store.life() <= 20.0
+
+
 def test_refusals_are_counted_for_whoever_asks_why(store: Unit) -> None:
     """The record says how many calls the waiting message stood for."""
     store.send("m1")
@@ -647,6 +654,26 @@ def test_an_older_message_runs_if_the_newer_was_never_sent(store: Unit) -> None:
     store.send("m2", replace=True)  # its producer dies
 
     assert store.start(older).status == "started"
+
+
+def test_a_retry_takes_its_own_part_and_no_other_of_its_id(store: Unit) -> None:
+    """A retry that waits behind a new call of the same id leaves that call's part alone."""
+    failing = store.send("same")
+    store.start(failing)
+    store.send("m2")
+    store.finish(failing, outcome="retry")
+    again = store.send("same", replace=True)
+
+    assert store.start(retry_of(failing), "a2").found
+    assert store.withdraw(again) == "withdrawn"
+    assert store.claim("m3").status == "claimed"
+
+
+def test_a_newer_message_than_the_record_knows_is_not_early(store: Unit) -> None:
+    """After a failover that lost its claim, the newest message need not wait for an older burst."""
+    older = store.send("m1", replace=True, delay=5.0)
+
+    assert store.start(Message("m2", older.ticket + 1)).status == "started"
 
 
 def test_an_older_message_that_crashed_runs_again_before_a_newer_one(store: Unit) -> None:

@@ -43,6 +43,7 @@ def scenes(
     for each in made.values():
         for worker in each.workers:
             worker.kill()
+        each.app.backend.result_consumer.stop()  # Celery leaves its socket to the garbage collector
         each.close()
 
 

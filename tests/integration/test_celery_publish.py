@@ -43,6 +43,7 @@ def scenes(
     for each in made.values():
         for worker in each.workers:
             worker.kill()
+        each.app.backend.result_consumer.stop()  # Celery leaves its socket to the garbage collector
         each.close()
 
 
@@ -112,6 +113,7 @@ def test_a_server_is_empty_after_many_plain_runs(
     handles = [scene.task("work").delay(f"u{number}") for number in range(20)]
     for handle in handles:
         handle.get(timeout=20)
+    scene.app.backend.result_consumer.stop()
 
     assert scene.keys() == []
 
@@ -504,6 +506,7 @@ def test_foreign_messages_are_guarded_when_they_run(scene: Deployment, unit: str
     assert value is None
     assert first.get(timeout=20) == second.get(timeout=20) == f"done {unit}"
     assert [run.message_id for run in scene.runs(unit)] == [first.id, second.id]
+    app.backend.result_consumer.stop()
     app.close()
 
 
@@ -521,6 +524,7 @@ def test_a_call_after_a_foreign_message_that_waits_is_a_duplicate(
 
     assert (ours.once.state, ours.id) == ("waiting", second.id)
     assert ours.get(timeout=20) == f"done {unit}"
+    app.backend.result_consumer.stop()
     app.close()
 
 

@@ -42,6 +42,7 @@ def scenes(
     for each in made.values():
         for worker in each.workers:
             worker.kill()
+        each.app.backend.result_consumer.stop()  # Celery leaves its socket to the garbage collector
         each.close()
 
 
@@ -216,6 +217,7 @@ def test_a_message_of_a_program_without_once_can_retry(scene: Deployment, unit: 
     assert handle.get(timeout=20) == "after 2"
     assert [run.retries for run in scene.runs(unit)] == [0, 1, 2]
     assert overlaps(scene.runs(unit)) == []
+    app.backend.result_consumer.stop()
     app.close()
 
 

@@ -54,7 +54,10 @@ def test_start(guarded: Callable[..., Guard], beats: Heartbeat, told: list[Event
         60.0,
     )
     assert [each.lease for each in beats._held.values()] == [attempt.lease]
-    assert [(each.kind, each.fence) for each in told] == [("claimed", None), ("started", answer.fence)]
+    assert [(each.kind, each.fence) for each in told] == [
+        ("claimed", None),
+        ("started", answer.fence),
+    ]
     holder = guard.holder((1,), {})
     assert holder is not None
     assert (holder.state, holder.message_id, holder.where) == ("running", "m1", whereabouts())
@@ -270,14 +273,14 @@ def test_time_limit_in_the_middle_of_the_end(
 ) -> None:
     """A soft time limit that strikes while the end is sent goes on, and the end is sent later."""
 
-    class SoftTimeLimit(Exception):
+    class SoftTimeLimitError(Exception):
         pass
 
     attempt = _claimed(guarded())
     attempt.start()
-    _cut_off(monkeypatch, attempt.guard.store, SoftTimeLimit())
+    _cut_off(monkeypatch, attempt.guard.store, SoftTimeLimitError())
 
-    with pytest.raises(SoftTimeLimit):
+    with pytest.raises(SoftTimeLimitError):
         attempt.end("success")
     assert [step.script.name for _, step in beats._unfinished] == ["finish"]
 
@@ -339,17 +342,17 @@ def test_other_store(
     assert [(each.kind, each.reason) for each in told if each.kind == "other_store"] == [
         (
             "other_store",
-            "its producer locks in another Redis (run id aaaa…) than this worker (bbbb… at "
-            f"{guard.store.place}), so nothing is guarded between them; give both the same "
-            "once_url",
+            (
+                "its producer locks in another Redis (run id aaaa…) than this worker (bbbb… at "
+                f"{guard.store.place}), so nothing is guarded between them; give both the same "
+                "once_url"
+            ),
         )
     ]
 
 
 def _elsewhere(guard: Guard, message_id: str, key: str) -> Any:
-    return attempt_module.Envelope(
-        key, 5, "queued+running", message_id, guard.task, store="aaaa"
-    )
+    return attempt_module.Envelope(key, 5, "queued+running", message_id, guard.task, store="aaaa")
 
 
 @pytest.mark.parametrize(

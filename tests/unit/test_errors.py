@@ -80,7 +80,9 @@ def test_attributes_have_defaults(kind: type[OnceError]) -> None:
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_every_attribute_is_explained(kind: type[OnceError]) -> None:
     """The docstring of each class explains each of its attributes."""
-    texts = "".join(str(each.__doc__) for each in kind.__mro__ if each.__module__.startswith("once"))
+    texts = "".join(
+        str(each.__doc__) for each in kind.__mro__ if each.__module__.startswith("once")
+    )
 
     for name in TREE[kind]:
         assert re.search(rf"^ +{name}: ", texts, re.MULTILINE)

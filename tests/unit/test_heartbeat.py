@@ -163,9 +163,7 @@ def test_store_away(
     assert [each.kind for each in told] == ["lease_restored"]
 
 
-def test_slept(
-    beats: Heartbeat, held: Callable[..., Held], clock: Any, told: list[Event]
-) -> None:
+def test_slept(beats: Heartbeat, held: Callable[..., Held], clock: Any, told: list[Event]) -> None:
     """A process that stood still for longer than its lease has lost it, even if it was free."""
     store = Answers("restored", "renewed")
     mine = held(store)
@@ -384,9 +382,7 @@ def test_slow_run_is_told_once(
     assert 5.0 < told[0].ran < 6.0
 
 
-def test_no_thread_before_the_first_lease(
-    monkeypatch: pytest.MonkeyPatch, clock: Any
-) -> None:
+def test_no_thread_before_the_first_lease(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     """The thread starts with the first lease, and there is one for all of them."""
     started: list[object] = []
     monkeypatch.setattr(_heartbeat, "start_thread", started.append)
@@ -395,9 +391,7 @@ def test_no_thread_before_the_first_lease(
     store: Any = Answers("renewed")
     for number in range(3):
         lease = Lease(KEY, 7, 60.0)
-        table.add(
-            Held(store, Message("m"), str(number), "h", lease, "t", started_at=clock.now)
-        )
+        table.add(Held(store, Message("m"), str(number), "h", lease, "t", started_at=clock.now))
 
     assert (before, len(started)) == ([], 1)
 
@@ -415,9 +409,7 @@ def test_no_thread_to_be_had(
     store: Any = Answers("renewed")
     for number in range(2):
         lease = Lease(KEY, 7, 60.0)
-        table.add(
-            Held(store, Message("m"), str(number), "h", lease, "t", started_at=clock.now)
-        )
+        table.add(Held(store, Message("m"), str(number), "h", lease, "t", started_at=clock.now))
 
     assert [(each.kind, each.reason) for each in told] == [
         ("heartbeat_failed", "can't start new thread")
@@ -452,7 +444,7 @@ def test_failing_beat_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    """Whatever a beat raises is CRITICAL, with its traceback, and the next one comes in a second."""
+    """Whatever a beat raises is CRITICAL, with its traceback; the next comes in a second."""
     mine = held(Answers("renewed"))
     beat, at = beats._beat, []
 
@@ -481,9 +473,7 @@ def test_real_thread(store_url: str, told: list[Event]) -> None:
     """In its thread, over a real store, a lease of a second outlives its length."""
     store = Store(store_url)
     message = Message("m1")
-    store.run(
-        protocol.start(KEY, message, "a", where="h", lease=1.0, ttl=60.0, heal_after=60.0)
-    )
+    store.run(protocol.start(KEY, message, "a", where="h", lease=1.0, ttl=60.0, heal_after=60.0))
     table = Heartbeat()
     lease = Lease(KEY, 7, 1.0)
     mine = Held(store, message, "a", "h", lease, "shop.sync")

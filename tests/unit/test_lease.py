@@ -102,4 +102,3 @@ def test_current() -> None:
     assert inside is lease
     assert seen == [lease]
     assert current_lease() is None
-
