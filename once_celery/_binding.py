@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from once_core._client import supported
+from once_core._client import is_cluster, make_client
 from once_core.errors import ConfigurationError
 from once_core.guard import Guard
 from once_core.keys import KeySpec
@@ -29,7 +29,6 @@ class Binding:
         self._app = app
         self._stores: dict[object, Store] = {}
         self._guards: dict[Task, Guard] = {}
-        self._options: dict[str, object] | None = None
 
     @classmethod
     def of(cls, app: Celery) -> Binding:
@@ -51,26 +50,24 @@ class Binding:
         return guard
 
     def options(self) -> dict[str, object]:
-        """The ``once_*`` settings of the app.
+        """The ``once_*`` settings of the app, as they are now.
 
         Raises:
             ConfigurationError: For a setting that is none of ours.
         """
-        if self._options is None:
-            conf = self._app.conf
-            namespace = (self._app.namespace or "").lower()
-            for setting in conf:
-                name = setting.lower().removeprefix(f"{namespace}_")
-                if name.startswith("once_") and name.removeprefix("once_") not in OPTIONS:
-                    known = [f"once_{each}" for each in OPTIONS]
-                    hint = nearest(name, known) or f"; there are {', '.join(known)}"
-                    raise ConfigurationError(
-                        f"the setting {setting} is none of once{hint}",
-                        option=name.removeprefix("once_"),
-                    )
-            found = {name: conf.get(f"once_{name}", _MISSING) for name in OPTIONS}
-            self._options = {name: each for name, each in found.items() if each is not _MISSING}
-        return self._options
+        conf = self._app.conf
+        namespace = (self._app.namespace or "").lower()
+        for setting in conf:
+            name = setting.lower().removeprefix(f"{namespace}_")
+            if name.startswith("once_") and name.removeprefix("once_") not in OPTIONS:
+                known = [f"once_{each}" for each in OPTIONS]
+                hint = nearest(name, known) or f"; there are {', '.join(known)}"
+                raise ConfigurationError(
+                    f"the setting {setting} is none of once{hint}",
+                    option=name.removeprefix("once_"),
+                )
+        found = {name: conf.get(f"once_{name}", _MISSING) for name in OPTIONS}
+        return {name: each for name, each in found.items() if each is not _MISSING}
 
     def store(self, options: OnceOptions) -> Store:
         """The lock store of a task: its own, the app's, or the Redis that Celery uses already.
@@ -176,10 +173,9 @@ def check(task: type[Task], app: Celery) -> None:
     given = task_options(task)
     if given is None:
         return
-    outer = {"window": 1.0} if "window" not in given and app.conf.get("once_window") else {}
-    options = OnceOptions.layered(outer, given, task.name)
-    if options.url and not supported(options.url):
-        Store(options.url).client()
+    options = OnceOptions.layered(Binding.of(app).options(), given, task.name)
+    if options.url and not is_cluster(options.url):
+        make_client(options.url)  # connects to nothing yet
     KeySpec(options.name or task.name, _body(task), options.key)
 
 

@@ -50,6 +50,8 @@ def publish(
     if task_id is not None and attempt is not None and attempt.message.id == task_id:
         if _is_retry(task, attempt, options) and _is_same_unit(task, guard, args, kwargs):
             return _send_retry(attempt, send, args, kwargs, task_id, options)
+        if _is_retry(task, attempt, options):
+            call = {**attempt.envelope.call, **call}
     elif _is_resent(task, task_id, options):
         return send(args, kwargs, task_id=task_id, **options)
     publication = _claim(guard.with_call(call), attempt, args, kwargs, task_id, call, options)

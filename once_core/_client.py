@@ -24,7 +24,7 @@ from once_core.events import logger
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Client", "ClientSource", "make_async_client", "make_client", "masked", "supported"]
+__all__ = ["Client", "ClientSource", "is_cluster", "make_async_client", "make_client", "masked"]
 
 Client = redis.Redis | redis.RedisCluster
 AsyncClient = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -50,9 +50,9 @@ _fakes: dict[str, object] = {}
 T = TypeVar("T")
 
 
-def supported(url: str) -> bool:
-    """Whether a URL is of a kind that a lock store can be."""
-    return urlsplit(url).scheme in _SCHEMES
+def is_cluster(url: str) -> bool:
+    """Whether making a client for this URL asks the server at once, as Cluster's does."""
+    return urlsplit(url).scheme.endswith("+cluster")
 
 
 def masked(url: str) -> str:
@@ -113,7 +113,7 @@ def _connected(
     scheme = _scheme(url)
     if scheme == "redis+sentinel":
         return _from_sentinel(url, sentinel, settings)
-    if scheme.endswith("+cluster"):
+    if is_cluster(url):
         return _from_cluster(url, module, settings)
     try:
         return module.Redis.from_url(url, **settings)

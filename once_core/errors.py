@@ -11,11 +11,13 @@ OnceError
 └── StoreUnavailableError   the lock store did not answer, or refused
 ```
 
-All of them survive pickling and copying with their attributes, for Celery sends
-exceptions from process to process.
+All of them survive pickling, copying and Celery's JSON results with their attributes, for
+exceptions are sent from process to process.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 __all__ = [
     "ConfigurationError",
@@ -29,16 +31,12 @@ __all__ = [
 ]
 
 
-def _rebuild(cls: type[OnceError], text: str, facts: dict[str, object]) -> OnceError:
-    return cls(text, **facts)
-
-
 class OnceError(Exception):
     """Base of all errors of this library; catch it to catch any of them.
 
     Args:
         text: What happened, with values, and what to do.
-        facts: Attributes of the error, for programs.
+        facts: Attributes of the error, for programs; also as keywords.
 
     Example:
         >>> try:
@@ -48,12 +46,16 @@ class OnceError(Exception):
         lease
     """
 
-    def __init__(self, text: str, **facts: object) -> None:
-        super().__init__(text)
+    def __init__(
+        self, text: str, facts: Mapping[str, object] | None = None, /, **more: object
+    ) -> None:
+        facts = {**(facts or {}), **more}
+        # Celery's result backends rebuild an error from its args and nothing else
+        super().__init__(*((text, facts) if facts else (text,)))
         self.__dict__.update(facts)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigurationError(OnceError, ValueError):

@@ -90,7 +90,8 @@ class Start(NamedTuple):
         holder_id: Message id of the holder where it was not started.
         where: ``host:pid`` of a running holder.
         since: When the holder came, as Unix time of the server.
-        remaining: Until it is due (``"early"``), or until the holder's part ends.
+        until: When the holder's part ends if nothing renews it, likewise.
+        remaining: Until it is due (``"early"``).
     """
 
     status: Literal["started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"]

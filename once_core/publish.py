@@ -16,6 +16,7 @@ from once_core.protocol import Claim, Message
 __all__ = ["OncePublish", "Publication", "claim"]
 
 _WORKER_OPTIONS = frozenset({
+    "scope",
     "ttl",
     "lease",
     "heal_after",

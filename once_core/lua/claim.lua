@@ -40,7 +40,7 @@ local until_done, own, retries = ARGV[8] == '1', ARGV[9] == '1', tonumber(ARGV[1
 local waiting, running, kept = record.w, record.x0, record.q
 
 local function refuse(status, part, name, free_at)
-  if pruned or status == 'moved' then save(false) end
+  if pruned or status == 'moved' then save(true) end
   -- counted for whoever asks why; a full server must still be able to say no
   local counted = redis.pcall('HINCRBY', KEY, name .. 'z', 1)
   if type(counted) == 'table' and counted.err and not string.find(counted.err, 'OOM', 1, true) then
@@ -55,7 +55,7 @@ if until_done and running and not (own and running.i == id) then
 end
 
 if waiting and lost ~= '' and waiting.g == lost then
-  waiting.h = math.min(waiting.h, now)  -- our own ghost: nobody else ever saw it
+  heal_now(waiting, math.min(waiting.h, now))  -- our own ghost: nobody else ever saw it
 end
 
 if waiting and mode == 'skip' then

@@ -25,7 +25,7 @@ local PARTS = { 'w', 'n', 'x0', 'k', 'z', 'o', 'q', 'y' }
 local KNOWN = {}
 for _, name in ipairs(PARTS) do KNOWN[name] = true end
 -- numbers that are 0 are not stored
-local ZERO = { __index = { c = 0, m = 0, p = 0, r = 0, t = 0, z = 0 } }
+local ZERO = { __index = { c = 0, e = 0, m = 0, p = 0, r = 0, t = 0, z = 0 } }
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -61,12 +61,12 @@ local function prune()
     -- the clock stepped back: hold the unit for one lease, not for the length of the step
     running.u, pruned = now + running.k, true
   end
-  for _, name in ipairs({ 'w', 'n' }) do
+  for _, name in ipairs({ 'w', 'n', 'q' }) do
     local part = record[name]
     if part and part.s > now then
       local ahead = part.s - now
-      part.d, part.u = part.d - ahead, part.u - ahead
-      part.s, part.h, part.e = now, now, HEAL_FLOOR
+      part.s, part.u = now, part.u - ahead
+      if name ~= 'q' then part.d, part.h, part.e = part.d - ahead, now, HEAL_FLOOR end
       pruned = true
     end
   end
@@ -164,6 +164,11 @@ local function drop_own(id, retries)
   if not record.w then record.w, record.n = record.n, nil end
 end
 
+-- A copy may be sent, and does not count as one more doubling of the part's age.
+local function heal_now(part, at)
+  part.h, part.e = at, math.max(part.e / 2, math.min(part.e, HEAL_FLOOR))
+end
+
 -- The message was taken away: its part goes, or may heal at once if copies are about.
 local function take_away(id, ticket, retries)
   local found = false
@@ -172,8 +177,7 @@ local function take_away(id, ticket, retries)
     if stands_for(part, id, ticket, retries) then
       found = true
       if part.c > 0 then
-        part.h = now
-        part.e = math.max(part.e / 2, math.min(part.e, HEAL_FLOOR))
+        heal_now(part, now)
       else
         record[name] = nil
       end

@@ -92,4 +92,6 @@ class Deployment:
             with self.app.connection_for_write() as connection:
                 queue = self.app.amqp.queues[str(self.settings["task_default_queue"])]
                 queue(connection.default_channel).delete()
+        # Celery never closes the socket on which it waits for results
+        self.app.backend.result_consumer.stop()
         self.app.close()

@@ -208,6 +208,10 @@ class RecordModel:
                 part.until -= ahead
                 part.since = part.heals_at = now
                 part.heals_every = HEAL_FLOOR
+        kept = state.kept
+        if kept and kept.since > now:
+            kept.until -= kept.since - now
+            kept.since = now
         state.close_ranks()
         return state
 

@@ -227,10 +227,8 @@ def test_a_wrong_scheme_is_named_with_the_right_ones(
 
 def test_a_url_that_is_no_url_is_refused() -> None:
     """A port that is no number is an error of the configuration, not of the network."""
-    task = define(make(once_url="redis://cache:port/0"))
-
     with pytest.raises(ConfigurationError) as caught:
-        task.delay(1)
+        define(make(once_url="redis://cache:port/0"))
 
     assert str(caught.value).startswith(
         "the lock store's URL 'redis://cache:port/0' cannot be used: Port could not be cast"

@@ -270,21 +270,15 @@ def test_wrong_secret_is_not_shown(value: Any) -> None:
         (
             {"scope": "running", "keep_for": 5},
             (
-                (
-                    'once option keep_for=5.0 needs scope="queued+running" or "until_done": '
-                    "others see no "
-                ),
-                "success",
+                'once option keep_for=5.0 needs scope="queued+running" or "until_done": others '
+                "see no success"
             ),
         ),
         (
             {"scope": "queued", "keep_for": 5},
             (
-                (
-                    'once option keep_for=5.0 needs scope="queued+running" or "until_done": '
-                    "others see no "
-                ),
-                "success",
+                'once option keep_for=5.0 needs scope="queued+running" or "until_done": others '
+                "see no success"
             ),
         ),
         (
@@ -305,11 +299,8 @@ def test_wrong_secret_is_not_shown(value: Any) -> None:
         (
             {"debounce": 5},
             (
-                (
-                    'once option debounce=5.0 needs on_duplicate="replace": the last call of a '
-                    "burst is "
-                ),
-                "to run",
+                'once option debounce=5.0 needs on_duplicate="replace": the last call of a burst '
+                "is to run"
             ),
         ),
         (
