@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from once_core._client import is_cluster, make_client
 from once_core.errors import ConfigurationError
@@ -61,7 +61,7 @@ class Binding:
             name = setting.lower().removeprefix(f"{namespace}_")
             if name.startswith("once_") and name.removeprefix("once_") not in OPTIONS:
                 known = [f"once_{each}" for each in OPTIONS]
-                hint = nearest(name, known) or f"; there are {', '.join(known)}"
+                hint = _nearest(name) or f"; there are {', '.join(known)}"
                 raise ConfigurationError(
                     f"the setting {setting} is none of once{hint}",
                     option=name.removeprefix("once_"),
@@ -97,6 +97,11 @@ class Binding:
         )
 
 
+def _nearest(name: str) -> str:
+    """Among the settings, without the part they all share: that one makes everything near."""
+    return nearest(name.removeprefix("once_"), OPTIONS).replace("'", "'once_", 1)
+
+
 _MISSING = object()
 
 
@@ -125,7 +130,8 @@ def _sentinel_url(urls: list[str], conf: Mapping[str, Any]) -> str | None:
     if not service:
         return None
     places = [urlsplit(url) for url in urls if urlsplit(url).scheme == "sentinel"]
-    login = f":{quote(places[0].password, safe='')}@" if places[0].password else ""
+    user, password = (unquote(part or "") for part in (places[0].username, places[0].password))
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
     hosts = ",".join(f"{place.hostname}:{place.port or 26379}" for place in places)
     database = places[0].path.strip("/") or "0"
     return f"redis+sentinel://{login}{hosts}/{database}/{service}"
@@ -176,7 +182,7 @@ def check(task: type[Task], app: Celery) -> None:
     options = OnceOptions.layered(Binding.of(app).options(), given, task.name)
     if options.url and not is_cluster(options.url):
         make_client(options.url)  # connects to nothing yet
-    KeySpec(options.name or task.name, _body(task), options.key)
+    KeySpec(options.name or task.name, _body(task), options.key, preview=options.preview)
 
 
 def _body(task: type[Task]) -> Callable[..., object]:

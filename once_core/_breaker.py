@@ -10,12 +10,17 @@ from once_core.events import emit
 
 __all__ = ["FAILURES", "Breaker"]
 
-FAILURES = (redis.RedisError, OSError)
+# redis-py raises RedisClusterException, which is no RedisError, when no node answers
+FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 """Everything by which a server or the network says no (time-outs and refusals alike)."""
 
 FAILURES_IN_A_ROW = 3
 OPEN_FOR = 1.0
 """After so many failures in a row, answer at once for so many seconds, then ask again."""
+
+
+LONGEST_REASON = 300
+"""Characters; some errors of redis-py show a whole client."""
 
 
 class Breaker:
@@ -66,7 +71,7 @@ class Breaker:
         if not is_refusal:
             self._in_a_row += 1
             self._open_until = elapsed() + OPEN_FOR
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         was_down = bool(self._down)
         self._down[step if is_refusal else ""] = reason
         unavailable = self._error(reason)

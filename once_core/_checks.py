@@ -5,9 +5,11 @@ A check returns the value to use, or raises `ValueError` with what is allowed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+
+LONGEST = 1e10
+"""Seconds, some 300 years: Redis counts milliseconds in 64 bits, Lua exactly in 53."""
 
 __all__ = ["anything", "contradictions", "one_of", "prefix", "preview", "seconds", "secret", "text"]
 
@@ -28,8 +30,8 @@ def one_of(*choices: str) -> Callable[[object], object]:
         if value in choices:
             return value
         hint = ""
-        if value in _ELSEWHERE and "queued" in choices:
-            hint = f"; what others call {value!r} is scope={_ELSEWHERE[str(value)]!r} here"
+        if isinstance(value, str) and value in _ELSEWHERE and "queued" in choices:
+            hint = f"; what others call {value!r} is scope={_ELSEWHERE[value]!r} here"
         raise ValueError(f"one of {', '.join(map(repr, choices))}{hint}")
 
     return check
@@ -46,7 +48,7 @@ def seconds(*, least: float = 0.0, optional: bool = False) -> Callable[[object],
             value = value.total_seconds()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError("seconds as a number or a timedelta")  # noqa: TRY004  # one error for all checks
-        if not math.isfinite(value) or value <= 0 or value < least:
+        if not least <= value <= LONGEST or not value:  # NaN is neither
             raise ValueError(f"seconds, finite and {words}")
         return float(value)
 
@@ -66,6 +68,8 @@ def prefix(value: object) -> object:
         return value
     if not (isinstance(value, str) and value):
         raise ValueError("a non-empty text, or a function without arguments that returns one")
+    if not value.isprintable() or {*value} & {*"{} "}:
+        raise ValueError("printable, without spaces, and without the braces of hash tags")
     return value
 
 

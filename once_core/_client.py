@@ -65,6 +65,8 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     path = host.partition("?")[0]
+    if "?" in credentials:
+        path = "***"  # that @ may stand in an option, and a password before or behind it
     return f"{scheme}{separator}{'***' if credentials else ''}{at}{path}"
 
 
@@ -96,6 +98,17 @@ def _timeouts() -> dict[str, object]:
 
 
 def _scheme(url: str) -> str:
+    """The kind of a URL that can be used as far as one can tell by looking at it.
+
+    Raises:
+        ConfigurationError: Otherwise.
+    """
+    if "@" in url.partition("?")[0].partition("://")[2] and "@" not in urlsplit(url).netloc:
+        raise ConfigurationError(
+            f"the lock store's URL {masked(url)!r} has a password with a character that means "
+            "something in URLs; write it as urllib.parse.quote(password, safe='') gives it",
+            option="url",
+        )
     scheme = urlsplit(url).scheme
     if scheme not in _SCHEMES:
         known = "\n  ".join(_SCHEMES.values())
@@ -116,11 +129,14 @@ def _connected(
     if is_cluster(url):
         return _from_cluster(url, module, settings)
     try:
-        return module.Redis.from_url(url, **settings)
+        client = module.Redis.from_url(url, **settings)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # connects to nobody; refuses options
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"the lock store's URL {masked(url)!r} cannot be used: {error}", option="url"
         ) from None
+    return client
 
 
 def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
@@ -148,6 +164,19 @@ def _credentials(url: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
+def _query(url: str) -> dict[str, object]:
+    """Options behind the ?, as redis-py itself reads them where there is one host."""
+    parsers: Mapping[str, Any] = redis.connection.URL_QUERY_ARGUMENT_PARSERS
+    found = parse_qsl(urlsplit(url).query)
+    try:
+        return {name: parsers.get(name, str)(value) for name, value in found}
+    except ValueError:
+        raise ConfigurationError(
+            f"an option behind the ? of the lock store's URL {masked(url)!r} cannot be used",
+            option="url",
+        ) from None
+
+
 def _from_sentinel(
     url: str, sentinel: Callable[..., Any], settings: Mapping[str, object]
 ) -> object:
@@ -159,8 +188,10 @@ def _from_sentinel(
             f"{_SCHEMES['redis+sentinel']}",
             option="url",
         )
-    extra = dict(parse_qsl(parts.query))
-    group = sentinel(_hosts(url, 26379), sentinel_kwargs=_timeouts())
+    extra = _query(url)
+    # or redis-py would ask sentinels ten times, with pauses
+    own = {**_timeouts(), "retry": settings["retry"]}
+    group = sentinel(_hosts(url, 26379), sentinel_kwargs=own)
     return group.master_for(
         service,
         db=int("".join(database) or 0),
@@ -171,7 +202,7 @@ def _from_sentinel(
 def _from_cluster(url: str, module: ModuleType, settings: Mapping[str, object]) -> object:
     cluster = __import__(f"{module.__name__}.cluster", fromlist=["ClusterNode"])
     nodes = [cluster.ClusterNode(host, port) for host, port in _hosts(url, 6379)]
-    extra = {**settings, **_credentials(url), **dict(parse_qsl(urlsplit(url).query))}
+    extra = {**settings, **_credentials(url), **_query(url)}
     if _scheme(url) == "rediss+cluster":
         extra["ssl"] = True
     # the cluster client follows redirections and fail-overs itself; this bounds how often

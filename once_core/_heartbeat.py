@@ -182,19 +182,19 @@ class Heartbeat:
             _emit("lease_restored", held, "the lock store had lost it")
 
     def _lost(self, held: Held, reason: str) -> None:
-        if not held.lease._is_taken:  # noqa: SLF001  # the lease's other half
-            held.lease._taken()  # noqa: SLF001  # see above
+        if held.lease._taken():  # noqa: SLF001  # the lease's other half
             _emit("lease_lost", held, reason)
 
     def _finish_now(self) -> None:
-        for pairs in _by_store(list(self._unfinished), lambda pair: pair[0].store):
+        ends, self._unfinished = self._unfinished, []
+        for pairs in _by_store(ends, lambda pair: pair[0].store):
             store = self._sibling(pairs[0][0].store)
             answers = store.run_many([step for _, step in pairs])
             for pair, answer in zip(pairs, answers, strict=True):
                 held = pair[0]
                 is_over = elapsed() > held.tried_at + held.lease.length
-                if is_over or not isinstance(answer, StoreUnavailableError):
-                    self._unfinished.remove(pair)
+                if isinstance(answer, StoreUnavailableError) and not is_over:
+                    self._unfinished.append(pair)
 
     def _warn_of_slow_runs(self, held: list[Held]) -> None:
         for each in held:

@@ -250,8 +250,7 @@ class Attempt:
         if answer.status == "due" and held is not None:
             held.is_closed = False
             heartbeat().add(held)
-        if answer.status == "lost" and self.lease is not None and not self.lease.lost:
-            self.lease._taken()  # noqa: SLF001  # the lease's other half
+        if answer.status == "lost" and self.lease is not None and self.lease._taken():  # noqa: SLF001  # the lease's other half
             emit(
                 "lease_lost",
                 task=self.guard.task,

@@ -91,10 +91,10 @@ class Envelope:
             return None
         if header.get("scope") == OFF:
             return cls("", 0, OFF, message_id, task)
-        if not isinstance(key, str) or not _KEY.fullmatch(key) or not isinstance(ticket, int):
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or type(ticket) is not int:
             return None
-        version, call = header.get("v"), header.get("call")
-        if not isinstance(version, int):
+        version, call, deferrals = header.get("v"), header.get("call"), header.get("n")
+        if type(version) is not int:
             return None
         is_newer = version > VERSION
         return cls(
@@ -107,6 +107,6 @@ class Envelope:
             store=str(header.get("store", "")),
             call=call if isinstance(call, Mapping) and not is_newer else {},
             duplicate_of=str(header.get("dup", "")),
-            deferrals=int(header.get("n", 0)),
+            deferrals=deferrals if type(deferrals) is int and deferrals > 0 else 0,
             version=version,
         )

@@ -120,11 +120,15 @@ def subscribe(subscriber: Subscriber) -> Callable[[], None]:
         'duplicate'
     """
     global _subscribers  # noqa: PLW0603  # one list a process, replaced as a whole
-    _subscribers = (*_subscribers, subscriber)
+
+    def call(event: Event) -> None:  # one object a subscription: the same function may have two
+        subscriber(event)
+
+    _subscribers = (*_subscribers, call)
 
     def stop() -> None:
         global _subscribers  # noqa: PLW0603  # see above
-        _subscribers = tuple(each for each in _subscribers if each is not subscriber)
+        _subscribers = tuple(each for each in _subscribers if each is not call)
 
     return stop
 

@@ -68,8 +68,10 @@ class Lease:
         """It lasts from the moment the renewal was *sent*: the answer may have been slow."""
         self._deadline = sent_at + self.length
 
-    def _taken(self) -> None:
-        self._is_taken = True
+    def _taken(self) -> bool:
+        """It is lost for good; answers whether that is news."""
+        was_taken, self._is_taken = self._is_taken, True
+        return not was_taken
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else f"{self.remaining:.1f} s left"

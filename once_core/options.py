@@ -192,6 +192,11 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 
+_HIDDEN = frozenset({"url", "client", "secret"})
+"""Never shown: they hold passwords."""
+
+_PLACES = frozenset({"url", "client"})
+
 _TASK_ONLY = frozenset({"url", "client", "secret", "preview"})
 
 
@@ -247,6 +252,9 @@ class OnceOptions:
     def _fill(self, outer: Mapping[str, object], inner: Mapping[str, object], of: str) -> None:
         """Take defaults, then `outer`, then `inner`; only `inner` can contradict itself."""
         checked = _checked(inner, of)
+        if checked.get("url") or checked.get("client"):
+            # two names for one thing: the nearer layer says where the store is
+            outer = {name: value for name, value in outer.items() if name not in _PLACES}
         values = {name: option.default for name, option in OPTIONS.items()}
         values.update(outer)
         values.update(checked)
@@ -296,6 +304,15 @@ class OnceOptions:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"OnceOptions cannot be changed; make new ones with {name}={value!r}")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("OnceOptions cannot be changed; make new ones")
+
+    def __copy__(self) -> OnceOptions:
+        return self
+
+    def __deepcopy__(self, memo: object) -> OnceOptions:
+        return self  # never changed, and clients cannot be copied
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OnceOptions) and all(
             getattr(self, name) == getattr(other, name) for name in OPTIONS
@@ -304,10 +321,7 @@ class OnceOptions:
     __hash__ = None  # type: ignore[assignment]  # may hold lists
 
     def __repr__(self) -> str:
-        shown = {
-            name: "..." if name in ("secret", "url", "client") else value
-            for name, value in self.given.items()
-        }
+        shown = {name: "..." if name in _HIDDEN else value for name, value in self.given.items()}
         return f"OnceOptions({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -346,7 +360,7 @@ def _checked(given: Mapping[str, object], of: str) -> dict[str, object]:
         try:
             values[name] = option.check(value)
         except ValueError as error:
-            shown = "..." if name == "secret" else repr(value)
+            shown = "..." if name in _HIDDEN else repr(value)
             raise ConfigurationError(
                 f"once option {name}={shown}{_of(of)} must be {error}", option=name
             ) from None
@@ -362,7 +376,10 @@ def _refuse_contradictions(
     if values["scope"] == "window" and values["window"] is None:
         found.insert(0, ("scope", "needs window=, the seconds in which others are refused"))
     for option, why in found:
-        if option in given or option == "scope":
+        is_nearer = option == "debounce_max" and "debounce" in given
+        if option in given or option == "scope" or is_nearer:
             raise ConfigurationError(
-                f"once option {option}={values[option]!r}{_of(of)} {why}", option=option
+                f"once option {option}={'...' if option in _HIDDEN else repr(values[option])}"
+                f"{_of(of)} {why}",
+                option=option,
             )

@@ -47,8 +47,7 @@ class Store:
     def __init__(self, source: str | ClientSource) -> None:
         self.place = masked(source) if isinstance(source, str) else "the client that was given"
         self._source = source
-        self._pid = 0
-        self._carrier: _Line | _ClientCarrier | None = None
+        self._carriers: dict[int, _Line | _ClientCarrier] = {}
         self._server: tuple[str, float] | None = None
         self._breaker = Breaker(self.place)
         self.ghosts = Ghosts()
@@ -131,10 +130,12 @@ class Store:
         return self._connected().client
 
     def _connected(self) -> _Line | _ClientCarrier:
-        if self._carrier is None or self._pid != os.getpid():
-            self._pid = os.getpid()  # a forked child shares no connection with its parent
-            self._carrier = _carrier(self._source)
-        return self._carrier
+        pid = os.getpid()  # a forked child shares no connection with its parent
+        found = self._carriers.get(pid)
+        if found is None:
+            # atomic: of two threads that come first, both go on with one client
+            found = self._carriers.setdefault(pid, _carrier(self._source))
+        return found
 
 
 class Ghosts:

@@ -23,7 +23,7 @@ def is_rabbitmq_there() -> bool:
     try:
         with Connection(AMQP_URL, connect_timeout=2) as connection:
             connection.ensure_connection(max_retries=1)
-    except Exception:
+    except Exception:  # noqa: BLE001  # whatever the reason
         return False
     return True
 

@@ -109,12 +109,12 @@ def working(scene: Deployment) -> None:
             begin = time.perf_counter()
             done = worker.log.count("succeeded in")
             goal = done + scene.queued()
-            wait_until(
-                lambda goal=goal: worker.log.count("succeeded in") >= goal, name, within=120
-            )
+            wait_until(lambda goal=goal: worker.log.count("succeeded in") >= goal, name, within=120)
             some.append((goal - done) / (time.perf_counter() - begin))
             assert len(results) == NO_OPS
-    ratios = [mine / theirs for mine, theirs in zip(rates["noop"], rates["plain_noop"], strict=True)]
+    ratios = [
+        mine / theirs for mine, theirs in zip(rates["noop"], rates["plain_noop"], strict=True)
+    ]
     print(f"\nno-op worker, prefork -c 2, {ROUNDS} alternating runs")
     for name, some in rates.items():
         print(f"  {name:12}" + "  ".join(f"{rate:7.0f}/s" for rate in some))
@@ -124,7 +124,9 @@ def working(scene: Deployment) -> None:
     trips = used.get("evalsha", 0) + used.get("eval", 0)
     inside = sum(count for name, count in used.items() if name not in ("evalsha", "eval"))
     print(f"\nlock server, {tasks} tasks from publish to end")
-    print(f"  round trips a task {trips / tasks:.3f} (target 3), commands inside {inside / tasks:.2f}")
+    print(
+        f"  round trips a task {trips / tasks:.3f} (target 3), commands inside {inside / tasks:.2f}"
+    )
     print("  " + ", ".join(f"{name} {count / tasks:.2f}" for name, count in sorted(used.items())))
     print(f"  keys left behind {len(scene.keys())}, target 0")
 

@@ -23,9 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def shop(
-    tmp_path: Path, server: DevServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def shop(tmp_path: Path, server: DevServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The README's `shop.py`, on a server of the test's own."""
     module, *rest = blocks("python")
     text = (module + "".join(rest)).replace(EXAMPLE_URL, server.url)

@@ -267,9 +267,7 @@ def test_a_port_taken_in_between_is_no_failure(
         other.listen()
         taken = other.getsockname()[1]
         ports = iter([taken])
-        monkeypatch.setattr(
-            devserver, "_free_port", lambda: next(ports, None) or free()
-        )
+        monkeypatch.setattr(devserver, "_free_port", lambda: next(ports, None) or free())
 
         with DevServer() as server:
             assert server.port != taken
@@ -315,9 +313,7 @@ def test_a_program_that_never_answers_fails_in_time(
     assert list(temp_dir.iterdir()) == [mute]
 
 
-def test_no_server_on_this_machine(
-    monkeypatch: pytest.MonkeyPatch, temp_dir: Path
-) -> None:
+def test_no_server_on_this_machine(monkeypatch: pytest.MonkeyPatch, temp_dir: Path) -> None:
     """Without any server the error says the three ways to get one."""
     monkeypatch.delenv("ONCE_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(temp_dir))
@@ -330,9 +326,7 @@ def test_no_server_on_this_machine(
         assert remedy in str(caught.value)
 
 
-def test_the_environment_names_the_server(
-    monkeypatch: pytest.MonkeyPatch, temp_dir: Path
-) -> None:
+def test_the_environment_names_the_server(monkeypatch: pytest.MonkeyPatch, temp_dir: Path) -> None:
     """ONCE_SERVER comes first, and one that does not exist is an error."""
     mine = temp_dir / "my-server"
     mine.write_text("#!/bin/sh\n")
@@ -343,9 +337,7 @@ def test_the_environment_names_the_server(
 
     mine.unlink()
 
-    with pytest.raises(
-        ConfigurationError, match=r"ONCE_SERVER=.*my-server.* no program"
-    ):
+    with pytest.raises(ConfigurationError, match=r"ONCE_SERVER=.*my-server.* no program"):
         find_server_binary()
 
 
@@ -478,9 +470,7 @@ def test_a_killed_owner_takes_its_server_along(
 
 
 @linux_only
-def test_what_a_dead_owner_left_is_reaped(
-    temp_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_dead_owner_left_is_reaped(temp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system does not end the server, the next start does."""
     # Given: an owner on a system without the signal, killed
     code = "from once_core import _orphans\n_orphans._ON_LINUX = False\n" + OWNER
@@ -531,9 +521,7 @@ def test_a_reused_pid_is_not_killed(
         bystander.kill()
 
 
-def test_the_living_and_the_unknown_are_left_alone(
-    temp_dir: Path, server: DevServer
-) -> None:
+def test_the_living_and_the_unknown_are_left_alone(temp_dir: Path, server: DevServer) -> None:
     """Folders of living owners, of other hosts, and unreadable ones stay."""
     elsewhere = _orphans.make_folder()
     facts = json.loads((elsewhere / "owner.json").read_text())
@@ -557,9 +545,7 @@ def test_ctrl_c_is_not_for_the_server(server: DevServer) -> None:
     assert os.getsid(server.pid) != os.getsid(0)
 
 
-def test_interrupted_start_leaves_nothing(
-    temp_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_start_leaves_nothing(temp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a server starts ends it and removes its folder."""
     pids = []
 

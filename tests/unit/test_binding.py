@@ -81,7 +81,6 @@ def test_discovery(conf: dict[str, Any], url: str) -> None:
     assert Binding.of(_app(**conf))._discovered() == url
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _sentinel_url quotes what is quoted already")
 def test_quoted_sentinel_password() -> None:
     """A quoted password of a sentinel URL means the same in ours."""
     app = _app(broker_url="sentinel://:p%2Fw@a", broker_transport_options={"master_name": "main"})
@@ -207,13 +206,11 @@ def test_missing_parameter_in_key() -> None:
     assert "order_id" in text
 
 
-@pytest.mark.xfail(strict=True, reason="bug: check() does not pass preview= to KeySpec")
 def test_missing_parameter_in_preview() -> None:
     """A parameter in preview= that the task has not is refused when the task is defined."""
     assert "'order'" in _refused(_app(), once={"preview": ["order"]})
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the prefix is first checked when a key is made")
 def test_impossible_prefix() -> None:
     """A prefix that no key can have is refused when the task is defined."""
     assert "prefix" in _refused(_app(), once={"prefix": "shop {x}"})
@@ -243,7 +240,6 @@ def test_unknown_setting(setting: str, hint: str) -> None:
     assert _refused(_app(**{setting: 5})) == f"the setting {setting} is none of once; {hint}"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the common once_ makes everything near")
 def test_unknown_setting_with_nothing_near() -> None:
     """Where nothing is near, all settings are named."""
     known = ", ".join(f"once_{name}" for name in OPTIONS)

@@ -176,7 +176,6 @@ def test_sentinel(
     assert settings["retry"]._retries == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: sentinel_kwargs has no retry=")
 def test_sentinels_are_not_retried_either() -> None:
     """Asking a sentinel that is away takes no longer than asking a server that is."""
     pool: Any = make_client("redis+sentinel://a:1/main").connection_pool
@@ -196,7 +195,6 @@ def test_sentinel_ports() -> None:
     assert ports == [26379, 26379]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: parse_qsl alone gives texts")
 def test_options_of_sentinel_urls_are_numbers() -> None:
     """Options after the ? of a sentinel URL have the types that redis-py wants."""
     settings = _settings(make_client("redis+sentinel://a/main?socket_timeout=5"))
@@ -234,7 +232,6 @@ def test_cluster_with_tls(cluster: dict[str, Any]) -> None:
     assert cluster["ssl"] is True
 
 
-@pytest.mark.xfail(strict=True, reason="bug: RedisClusterException is no RedisError")
 def test_cluster_that_is_away() -> None:
     """No node of the cluster answers: that is an outage like any other."""
     with pytest.raises(StoreUnavailableError):
@@ -296,7 +293,6 @@ def test_wrong_port() -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="bug: redis-py makes its connections late")
 def test_unknown_option_of_the_url() -> None:
     """An option that redis-py does not know is a wrong URL, not a crash of every publish."""
     with pytest.raises(ConfigurationError) as caught:
@@ -361,13 +357,11 @@ def test_masked_password_with_a_question_mark() -> None:
     assert PASSWORD not in masked(f"redis://:{PASSWORD}?{PASSWORD}@cache/0")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: masked() takes the last @")
 def test_masked_password_with_at_sign_in_the_query() -> None:
     """A password after the ? is not shown, whatever is in it."""
     assert PASSWORD not in masked(f"redis://cache/0?password=p@{PASSWORD}")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: redis-py's error quotes a part of it")
 def test_password_with_a_slash() -> None:
     """A password that was not quoted makes a wrong URL, and its error does not show it."""
     assert PASSWORD not in _refused(f"redis://:{PASSWORD}/x@cache:6379/0")
@@ -574,7 +568,6 @@ class Impatient:
         return object()
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the pid is noted before the new client is there")
 def test_threads_of_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one thread of a child makes its client, another one does not get the parent's."""
     make = Impatient()
@@ -588,7 +581,6 @@ def test_threads_of_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make.seen[0] is not parents
 
 
-@pytest.mark.xfail(strict=True, reason="bug: each of the first threads makes a client")
 def test_first_threads_share_one_client() -> None:
     """Threads that come first at the same time end up with one client."""
     make = Impatient()

@@ -188,7 +188,6 @@ def test_unsubscribe_from_within(told: list[Event]) -> None:
     assert (len(seen), len(told)) == (1, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: stop() removes all that are equal")
 def test_one_of_two_equal_subscriptions() -> None:
     """Whoever subscribed the same function twice and ends one of them still hears the other."""
     seen: list[Event] = []

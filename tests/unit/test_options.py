@@ -216,13 +216,11 @@ def test_choices_of_other_types(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [["queued"], {"queued"}, {}])
-@pytest.mark.xfail(strict=True, reason="bug: _ELSEWHERE is asked for what has no hash")
 def test_choices_that_have_no_hash(value: Any) -> None:
     """So does one that cannot be looked up."""
     assert "must be one of 'queued+running', 'until_done'" in _wrong(scope=value)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: isfinite() overflows, and 1e17 passes")
 def test_absurdly_long_durations() -> None:
     """A number that no clock can count is refused like an infinite one."""
     assert "must be seconds, finite" in _wrong(ttl=10**400)
@@ -318,7 +316,6 @@ def test_contradictions(options: dict[str, Any], text: str) -> None:
     assert _wrong(**options) == text
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _refuse_contradictions shows the value")
 def test_two_stores() -> None:
     """A URL and a client contradict each other, and the error does not show the password."""
     text = _wrong(url=f"redis://:{PASSWORD}@cache:6379/0", client=lambda: None)
@@ -327,7 +324,6 @@ def test_two_stores() -> None:
     assert PASSWORD not in text
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _checked shows the value")
 def test_wrong_url_is_masked() -> None:
     """The error for a URL of another type does not show its password."""
     assert PASSWORD not in _wrong(url=f"redis://:{PASSWORD}@cache:6379/0".encode())
@@ -389,7 +385,6 @@ def test_wider_layers_do_not_contradict() -> None:
     assert options.scope == "queued"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the layers of url and client are not one")
 def test_task_store_wins_over_the_apps() -> None:
     """A task's URL takes the place of the app's client, and the other way round."""
     by_url = OnceOptions.layered({"client": print}, {"url": "redis://task"})
@@ -442,7 +437,6 @@ def test_immutable() -> None:
     assert options.ttl == 3600.0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: no __delattr__")
 def test_nothing_can_be_deleted() -> None:
     """Options cannot be taken away either."""
     options = OnceOptions()
@@ -469,7 +463,6 @@ def test_copies(again: Any) -> None:
     assert other.limits == options.limits
 
 
-@pytest.mark.xfail(strict=True, reason="bug: __reduce__ copies the client")
 def test_deep_copy_with_a_client() -> None:
     """A client that cannot be copied does not keep the options from being."""
 
