@@ -26,6 +26,9 @@ __all__ = ["PENDING", "is_put_back", "read_envelope", "run"]
 PENDING = "once_attempt"
 """Attribute of a request whose attempt waits for its result to be stored (`task_postrun`)."""
 
+LAPSE_MARGIN = 0.1
+"""Seconds after the end of a lease at which a message that waits for it comes back."""
+
 _put_back: ContextVar[str] = ContextVar("once_put_back", default="")
 
 
@@ -220,7 +223,9 @@ def _delay(task: Task, answer: Start | None, deferrals: int) -> float:
     longest = float(options.get("visibility_timeout") or 3600.0) / 4
     if answer is not None and answer.status == "early":
         return min(answer.remaining, longest)
-    return deferral(deferrals, longest)
+    delay = deferral(deferrals, longest)
+    # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
+    return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay
 
 
 def _expects_copies(request: Any, envelope: Envelope | None) -> bool:

@@ -89,19 +89,21 @@ class Attempt:
         Raises:
             StoreUnavailableError: When the store is away.
         """
+        asked_at = elapsed()
         try:
             answer = self._start()
         except StoreUnavailableError:
             # it may have been heard, and only the answer lost: nobody would renew that lease
-            ghost = self._hold(fence=0)
+            ghost = self._hold(0, asked_at)
             heartbeat().finish_later(ghost, ghost.giving_up())
             raise
         if answer.status in ("overlap", "skipped") and is_dead(answer.where):
             # its process is gone from this very machine: nobody will renew or finish it
             self._bury(answer)
+            asked_at = elapsed()
             answer = self._start()
         if answer.status == "started":
-            self._begin(answer)
+            self._begin(answer, asked_at)
             if not answer.found:
                 self._notice_other_store()
         return answer
@@ -155,23 +157,25 @@ class Attempt:
                 "give both the same once_url",
             )
 
-    def _hold(self, fence: int) -> Held:
+    def _hold(self, fence: int, asked_at: float) -> Held:
+        """A lease lasts from the moment it was asked for: the answer may have been slow."""
         options = self.guard.options
         return Held(
             self.guard.store,
             self.message,
             self._token,
             whereabouts(),
-            Lease(self.key, fence, options.lease),
+            Lease(self.key, fence, options.lease, since=asked_at),
             self.guard.task,
             options.warn_after,
+            started_at=asked_at,
         )
 
-    def _begin(self, answer: Start) -> None:
-        self._started_at = elapsed()
+    def _begin(self, answer: Start, asked_at: float) -> None:
+        self._started_at = asked_at
         self.is_running = True
         if self._limits.running:
-            self._held = self._hold(answer.fence)
+            self._held = self._hold(answer.fence, asked_at)
             self.lease = self._held.lease
             heartbeat().add(self._held)
         emit(

@@ -31,11 +31,11 @@ class Lease:
         >>> lease.check()
     """
 
-    def __init__(self, key: str, fence: int, length: float) -> None:
+    def __init__(self, key: str, fence: int, length: float, *, since: float | None = None) -> None:
         self.key = key
         self.fence = fence
         self.length = length
-        self._deadline = elapsed() + length
+        self._deadline = (elapsed() if since is None else since) + length
         self._is_taken = False
 
     @property

@@ -90,8 +90,8 @@ class Start(NamedTuple):
         holder_id: Message id of the holder where it was not started.
         where: ``host:pid`` of a running holder.
         since: When the holder came, as Unix time of the server.
-        until: When the holder's part ends if nothing renews it, likewise.
-        remaining: Until it is due (``"early"``).
+        remaining: Until it is due (``"early"``), or until the holder's part ends if nothing
+            renews it.
     """
 
     status: Literal["started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"]
@@ -101,7 +101,6 @@ class Start(NamedTuple):
     holder_id: str = ""
     where: str = ""
     since: float = 0.0
-    until: float = 0.0
     remaining: float = 0.0
 
 
@@ -317,13 +316,13 @@ def _parse_start(reply: str) -> Start:
         return Start("started", int(fence), int(waited) / 1000, found == "1")
     if status == "early":
         return Start("early", remaining=int(rest) / 1000)
-    since, until, where, holder_id = rest.split(" ", 3)
+    since, remaining, where, holder_id = rest.split(" ", 3)
     return Start(
         status,  # type: ignore[arg-type]  # narrowed by value
         holder_id=holder_id,
         where=where,
         since=int(since) / 1000,
-        until=int(until) / 1000,
+        remaining=int(remaining) / 1000,
     )
 
 

@@ -21,7 +21,7 @@ __all__ = ["ClientSource", "Store"]
 
 T = TypeVar("T")
 
-FRESH = 0.1
+FRESH = 0.01
 """Seconds after its last use in which a connection is not asked whether it is still good."""
 
 

@@ -78,13 +78,18 @@ local function load()
   for index = 1, #flat, 2 do
     local field, value = flat[index], flat[index + 1]
     local name, letter = string.sub(field, 1, -2), string.sub(field, -1)
-    stored[field] = value
     if KNOWN[name] then
-      record[name] = record[name] or setmetatable({}, ZERO)
-      record[name][letter] = TEXT[letter] and value or tonumber(value)
+      if not TEXT[letter] then value = tonumber(value) end
+      local part = record[name]
+      if not part then
+        part = setmetatable({}, ZERO)
+        record[name] = part
+      end
+      part[letter] = value
     elseif field ~= 'l' and field ~= 'v' then
       unknown = true
     end
+    stored[field] = value
   end
   last = tonumber(stored.l) or 0
   prune()
@@ -101,11 +106,10 @@ local function save(opener)
       for letter, value in pairs(part) do
         if value ~= 0 then
           local field = name .. letter
-          value = text(value)
-          fields[field] = value
+          fields[field] = true
           if stored[field] ~= value then
             set[#set + 1] = field
-            set[#set + 1] = value
+            set[#set + 1] = text(value)
           end
         end
       end

@@ -8,7 +8,7 @@
 --   queued    1: the scope limits what waits      running   1: it limits what runs
 --   give_up   1: on_overlap is skip or raise
 -- Returns: started fence waited found
---          overlap|skipped|superseded|repeated|duplicate since until where holder
+--          overlap|skipped|superseded|repeated|duplicate since remaining where holder
 --          early remaining
 -- O(1).
 
@@ -24,7 +24,7 @@ local done, spent, replaced = record.k, record.z, record.o
 local function end_with(status, part)
   save(true)
   part = part or {}
-  return answer(status, part.s or now, part.u or now, part.b or '', part.j or part.i or '')
+  return answer(status, part.s or now, (part.u or now) - now, part.b or '', part.j or part.i or '')
 end
 
 local function named(part) return part and part.i == id end
