@@ -19,7 +19,8 @@
 if ARGV[2] == 'skip' and ARGV[13] == '0' then
   local clock, text = redis.call('TIME'), string.format
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-  local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'qu', 'x0u', 'wj', 'wi')
+  local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
+    'qu', 'nu', 'ku', 'zu', 'ou', 'yu')
   if not seen[1] then
     local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
     local due = now + ARGV[3]
@@ -32,15 +33,20 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
     redis.call('PEXPIRE', KEYS[1], text('%.0f', till - now))
     return 'claimed ' .. ticket .. ' ' .. ARGV[3]
   end
-  local may_refuse = seen[2] and not seen[6] and (ARGV[8] == '0' or not seen[7])
-  if may_refuse and now < tonumber(seen[2]) and now < tonumber(seen[3])
-    and tonumber(seen[4]) <= now and (ARGV[11] == '' or ARGV[11] ~= seen[5]) then
+  local is_plain = seen[2] and now < tonumber(seen[2]) and now < tonumber(seen[3])
+    and tonumber(seen[4]) <= now and (ARGV[11] == '' or ARGV[11] ~= seen[5])
+  for index = 10, 15 do is_plain = is_plain and not seen[index] end
+  if is_plain and seen[8] then
+    local left = seen[8] - now
+    is_plain = ARGV[8] == '0' and left > 0 and left <= tonumber(seen[9])
+  end
+  if is_plain then
     local counted = redis.pcall('HINCRBY', KEYS[1], 'wz', 1)
     if type(counted) == 'table' and counted.err
       and not string.find(counted.err, 'OOM', 1, true) then
       return counted
     end
-    return 'waiting ' .. text('%.0f', seen[2] - now) .. ' ' .. (seen[8] or seen[9])
+    return 'waiting ' .. text('%.0f', seen[2] - now) .. ' ' .. (seen[6] or seen[7])
   end
 end
 

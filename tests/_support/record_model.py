@@ -533,13 +533,13 @@ class RecordModel:
     @staticmethod
     def _refusal(status: str, part: Any, now: float) -> Start:
         if part is None:
-            return Start(status, since=now, until=now)
+            return Start(status, since=now)
         return Start(
             status,
             holder_id=getattr(part, "newest_copy", None) or getattr(part, "id", ""),
             where=getattr(part, "where", ""),
             since=getattr(part, "since", now),
-            until=part.until,
+            remaining=part.until - now,
         )
 
     @staticmethod
