@@ -12,6 +12,30 @@
 --          early remaining
 -- O(1).
 
+-- Nearly every start: the record is the waiting part of this message and nothing else. The
+-- general way below does the same in three times the time.
+if ARGV[3] == '0' and ARGV[10] == '0' and ARGV[12] == '1' then
+  local seen = redis.call('HMGET', KEYS[1], 'wt', 'ws', 'wu', 'l', 'v', 'wi', 'wd', 'wh', 'we',
+    'wg', 'wz')
+  local fields = 0
+  for index = 1, 11 do if seen[index] then fields = fields + 1 end end
+  if seen[1] == ARGV[2] and seen[5] and redis.call('HLEN', KEYS[1]) == fields then
+    local clock, text = redis.call('TIME'), string.format
+    local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+    if tonumber(seen[2]) <= now and now < tonumber(seen[3]) then
+      local fence = text('%.0f', math.max(seen[4] + 1, clock[1] * 1000000 + clock[2]))
+      redis.call('DEL', KEYS[1])
+      redis.call('HSET', KEYS[1], 'x0a', ARGV[4], 'x0b', ARGV[5], 'x0i', ARGV[1],
+        'x0t', ARGV[2], 'x0s', text('%.0f', now), 'x0u', text('%.0f', now + ARGV[6]),
+        'x0k', ARGV[6], 'x0f', fence, 'l', fence, 'v', seen[5])
+      redis.call('PEXPIRE', KEYS[1], ARGV[6])
+      return 'started ' .. fence .. ' ' .. text('%.0f', now - seen[2]) .. ' 1'
+    end
+  end
+end
+
+-- prelude
+
 local id, ticket, retries = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local attempt, where = ARGV[4], ARGV[5]
 local lease, ttl, heal = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
