@@ -28,7 +28,7 @@ class Binding:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._stores: dict[object, Store] = {}
-        self._guards: dict[Task, Guard] = {}
+        self._guards: dict[Task, Guard | None] = {}
 
     @classmethod
     def of(cls, app: Celery) -> Binding:
@@ -36,18 +36,23 @@ class Binding:
         found: Binding | None = app.__dict__.get(_ATTRIBUTE)
         return found or app.__dict__.setdefault(_ATTRIBUTE, cls(app))
 
-    def guard(self, task: Task) -> Guard:
-        """The guard of a task, made when it is first needed: configuration may come late.
+    def guard(self, task: Task) -> Guard | None:
+        """The guard of a task, or None where it is not under guard.
+
+        Made when it is first needed, for configuration may come late.
 
         Raises:
             ConfigurationError: Options that cannot be, or no lock store.
         """
-        guard = self._guards.get(task)
-        if guard is None:
-            options = OnceOptions.layered(self.options(), task_options(task) or {}, task.name)
-            guard = Guard(task.name, task.run, options, lambda: self.store(options))
-            self._guards[task] = guard
-        return guard
+        try:
+            return self._guards[task]
+        except KeyError:
+            given = task_options(task)
+            guard = None
+            if given is not None:
+                options = OnceOptions.layered(self.options(), given, task.name)
+                guard = Guard(task.name, task.run, options, lambda: self.store(options))
+            return self._guards.setdefault(task, guard)
 
     def options(self) -> dict[str, object]:
         """The ``once_*`` settings of the app, as they are now.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
-from once_celery._binding import Binding
 from once_core.attempt import Attempt, deferral
 from once_core.envelope import HEADER, OFF, Envelope
 from once_core.errors import ConfigurationError, OverlapError, StoreUnavailableError
@@ -43,11 +42,12 @@ def read_envelope(request: Any, task: Task) -> Envelope | None:
     return Envelope.read(header, request.id, task.name)
 
 
-def run(task: Task, body: Callable[[], object]) -> object:
+def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
     """Run one delivery under guard.
 
     Args:
         task: With the request of the delivery.
+        guard: Of the task.
         body: The task's own, with its arguments.
 
     Raises:
@@ -58,7 +58,6 @@ def run(task: Task, body: Callable[[], object]) -> object:
     envelope = read_envelope(request, task)
     if envelope is not None and envelope.scope == OFF:
         return body()
-    guard = Binding.of(task.app).guard(task)
     if envelope is not None:
         guard = _with_call(guard, envelope)
         if envelope.duplicate_of:

@@ -11,12 +11,13 @@ from typing import Any
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 
-from once_celery._binding import Binding, task_options
+from once_celery._binding import Binding
 from once_celery._run import PENDING, read_envelope
 from once_core import protocol
 from once_core._host import is_dead
 from once_core.errors import OnceError
 from once_core.events import emit, logger
+from once_core.guard import Guard
 from once_core.protocol import Message
 
 __all__ = ["connect"]
@@ -36,8 +37,8 @@ def connect() -> None:
         signal.connect(receiver, weak=False, dispatch_uid=name)
 
 
-def _is_guarded(task: Any) -> bool:
-    return hasattr(task, "once") and task_options(task) is not None
+def _guard_of(task: Any) -> Guard | None:
+    return Binding.of(task.app).guard(task) if hasattr(task, "queue_lock") else None
 
 
 def _after_run(sender: Any = None, **_: object) -> None:
@@ -53,11 +54,13 @@ def _on_revoked(
     sender: Any = None, request: Any = None, *, terminated: bool = False, **_: object
 ) -> None:
     """A message that will not run waits no more; one that runs ends in its own process."""
-    if terminated or request is None or not _is_guarded(sender):
+    if terminated or request is None:
         return
     try:
+        guard = _guard_of(sender)
+        if guard is None:
+            return
         envelope = read_envelope(request, sender)
-        guard = Binding.of(sender.app).guard(sender)
         key = envelope.key if envelope else guard.key(request.args or (), request.kwargs or {})
         ticket = envelope.ticket if envelope else 0
         message = Message(request.id, ticket, request.retries or 0)
@@ -89,10 +92,12 @@ def _on_failure(
 
     Ordinary failures come by here too, in the child: they end where they run.
     """
-    if not isinstance(exception, (WorkerLostError, TimeLimitExceeded)) or not _is_guarded(sender):
+    if not isinstance(exception, (WorkerLostError, TimeLimitExceeded)):
         return
     try:
-        guard = Binding.of(sender.app).guard(sender)
+        guard = _guard_of(sender)
+        if guard is None:
+            return
         key, store = guard.key(args or (), kwargs or {}), guard.store
         seen = store.run(protocol.reap(key, task_id))
         if not seen.attempt:

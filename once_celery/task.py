@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 
 from once_celery import _publish, _run, _signals
-from once_celery._binding import Binding, check, task_options
+from once_celery._binding import Binding, check
 from once_celery.errors import StoreUnavailableError
 from once_core import errors
 from once_core.errors import ConfigurationError
@@ -107,34 +107,37 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
         if other:
             names = ("producer", "link", "link_error", "shadow")
             options.update(zip(names, other, strict=False))
-        if task_options(self) is None and once:
-            raise ConfigurationError(
-                f"{self.name} is not under guard (once=False), so once={once!r} at a call would "
-                "do nothing; take once=False from the task, and give it at the calls that need it"
-            )
-        if self.app.conf.task_always_eager or task_options(self) is None:
-            result = send(args, kwargs, task_id=task_id, **options)
-            result.once = OncePublish("off", is_duplicate=False, holder_id=result.id)
-            return result
+        app = self.app
+        if app.conf.task_always_eager:
+            return self._sent_plainly(send(args, kwargs, task_id=task_id, **options))
+        guard = Binding.of(app).guard(self)
+        if guard is None:
+            if once:
+                raise self._not_guarded(f"once={once!r} at a call")
+            return self._sent_plainly(send(args, kwargs, task_id=task_id, **options))
         if once is False:
             return _publish.publish_unguarded(self, send, args, kwargs, task_id, options)
         if _run.is_put_back(task_id):
             return send(args, kwargs, task_id=task_id, **options)
-        self._check_arguments(args or (), kwargs or {})
-        return _publish.publish(
-            self, self._guard(), send, args or (), kwargs or {}, task_id, _given(once), options
-        )
+        args, kwargs = args or (), kwargs or {}
+        if self.typing and hasattr(self, "__header__"):
+            # Celery's own check, before the claim: a call that cannot be sent takes nothing
+            self.__header__(*args, **kwargs)
+        return _publish.publish(self, guard, send, args, kwargs, task_id, _given(once), options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: under guard in a worker, plainly when called directly or eagerly."""
         request = self.request
-        if request.called_directly or request.is_eager or task_options(self) is None:
+        guard = None
+        if not (request.called_directly or request.is_eager):
+            guard = Binding.of(self.app).guard(self)
+        if guard is None:
             return super().__call__(*args, **kwargs)
         parent = super().__call__
         if parent.__func__ is Task.__call__:
             # that one would push a second, empty request outside of Celery's own workers
-            return _run.run(self, lambda: self.run(*args, **kwargs))
-        return _run.run(self, lambda: parent(*args, **kwargs))
+            return _run.run(self, guard, lambda: self.run(*args, **kwargs))
+        return _run.run(self, guard, lambda: parent(*args, **kwargs))
 
     def is_locked(self, *args: Any, **kwargs: Any) -> bool:
         """Whether the unit of work of this call waits, runs, or is kept by a window.
@@ -173,16 +176,25 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             raise StoreUnavailableError.of(error) from error
 
     def _guard(self) -> Guard:
-        return Binding.of(self.app).guard(self)
+        guard = Binding.of(self.app).guard(self)
+        if guard is None:
+            raise self._not_guarded("asking for its lock")
+        return guard
 
-    def _check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Celery's own check, before the claim: a call that cannot be sent takes nothing."""
-        if self.typing and hasattr(self, "__header__"):
-            self.__header__(*args, **kwargs)
+    def _not_guarded(self, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.name} is not under guard (once=False), so {what} would do nothing; take "
+            "once=False from the task, and give it at the calls that need it"
+        )
+
+    @staticmethod
+    def _sent_plainly(result: AsyncResult) -> AsyncResult:
+        result.once = OncePublish("off", is_duplicate=False, holder_id=result.id)
+        return result
 
 
 def _given(once: Once) -> Mapping[str, object]:
-    if once is None or once is True:
+    if once is True or once is None:
         return {}
     if isinstance(once, OnceOptions):
         return once.given

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 __all__ = ["HEADER", "OFF", "VERSION", "Envelope"]
 
@@ -19,8 +20,7 @@ OFF = "off"
 _KEY = re.compile(r"[^\s{}]{1,400}:[0-9a-z]{26,64}")
 
 
-@dataclass(frozen=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The header of one message.
 
     It counts only for the message and the task it was made for: headers are copied along by
@@ -46,7 +46,7 @@ class Envelope:
     message_id: str
     task: str
     store: str = ""
-    call: Mapping[str, object] = field(default_factory=dict)
+    call: Mapping[str, object] = MappingProxyType({})
     duplicate_of: str = ""
     deferrals: int = 0
     version: int = VERSION
@@ -66,13 +66,14 @@ class Envelope:
             "id": self.message_id,
             "task": self.task,
         }
-        optional = {
-            "store": self.store,
-            "call": dict(self.call),
-            "dup": self.duplicate_of,
-            "n": self.deferrals,
-        }
-        header.update({name: value for name, value in optional.items() if value})
+        if self.store:
+            header["store"] = self.store
+        if self.call:
+            header["call"] = dict(self.call)
+        if self.duplicate_of:
+            header["dup"] = self.duplicate_of
+        if self.deferrals:
+            header["n"] = self.deferrals
         return header
 
     @classmethod

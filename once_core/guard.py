@@ -71,13 +71,16 @@ class Guard:
         self.task = task
         self.options = options
         self._function = function
-        self._store = store
+        self._find_store = store
+        self._store: Store | None = None
         self.keys = self._key_spec()
 
     @property
     def store(self) -> Store:
         """The lock store."""
-        return self._store()
+        if self._store is None:
+            self._store = self._find_store()
+        return self._store
 
     def with_call(self, call: Mapping[str, object]) -> Guard:
         """The guard under which one call goes whose options differ.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from once_core import protocol
 from once_core.envelope import Envelope
@@ -63,8 +64,7 @@ class OncePublish:
     retry_after: float = 0.0
 
 
-@dataclass(frozen=True)
-class Publication:
+class Publication(NamedTuple):
     """One call on its way to the broker.
 
     Attributes:
@@ -95,16 +95,16 @@ class Publication:
     @property
     def header(self) -> dict[str, object]:
         """What has to travel with the message."""
-        given = self.guard.options.given if self.call else {}
+        guard, given = self.guard, self.guard.options.given if self.call else {}
         return Envelope(
-            key=self.key,
-            ticket=self.ticket,
-            scope=self.guard.options.scope,
-            message_id=self.message_id,
-            task=self.guard.task,
-            store=self.guard.store.id if self.ticket > 0 else "",
-            call={name: given[name] for name in self.call or () if name in _WORKER_OPTIONS},
-            duplicate_of=self.publish.holder_id if self.publish.is_duplicate else "",
+            self.key,
+            self.ticket,
+            guard.options.scope,
+            self.message_id,
+            guard.task,
+            guard.store.id if self.ticket > 0 else "",
+            {name: given[name] for name in self.call or () if name in _WORKER_OPTIONS},
+            self.publish.holder_id if self.publish.is_duplicate else "",
         ).to_header()
 
     def sent(self) -> None:
@@ -139,7 +139,7 @@ class Publication:
     def unclaimed(self) -> Publication:
         """The same call without a claim: it is sent all the same, and guarded when it runs."""
         told = replace(self.publish, is_duplicate=False)
-        return replace(self, claim=None, publish=told, ticket=nonce())
+        return self._replace(claim=None, publish=told, ticket=nonce())
 
     def error(self) -> DuplicateTaskError:
         """For ``on_duplicate="raise"``."""
