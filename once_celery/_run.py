@@ -79,7 +79,7 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
         finally:
             if attempt.is_running:
                 # a soft time limit struck between the start and the body
-                attempt.end("failure")
+                _end(request, attempt, "failure")
         if answer is not None and answer.status not in ("overlap", "early"):
             return _end_without_run(task, attempt, answer)
         deferrals = attempt.envelope.deferrals + waits
@@ -126,9 +126,14 @@ def _execute(request: Any, attempt: Attempt, body: Callable[[], object]) -> obje
     finally:
         if attempt.retry_delay is not None:
             outcome = "retry"
-        if not attempt.end(outcome):
-            setattr(request, PENDING, attempt)
+        _end(request, attempt, outcome)
     return result
+
+
+def _end(request: Any, attempt: Attempt, outcome: Outcome) -> None:
+    """Free the lease now, or once the result is stored where a mark has to be left."""
+    if not attempt.end(outcome):
+        setattr(request, PENDING, attempt)
 
 
 def _end_without_run(task: Task, attempt: Attempt, answer: Start) -> object:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -44,9 +45,12 @@ def unit() -> str:
 
 @pytest.fixture
 def deploy(
-    request: pytest.FixtureRequest, tmp_path: Any, shared_server: DevServer
+    request: pytest.FixtureRequest, tmp_path: Any, shared_server: DevServer, server: DevServer
 ) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments for one test; `store=` gives them a server of their own."""
+    """Makes deployments for one test, which end before their servers do.
+
+    They share a server with other tests unless `store=` gives them their own.
+    """
     made: list[Deployment] = []
 
     def make(**options: Any) -> Deployment:
@@ -58,3 +62,4 @@ def deploy(
     yield make
     for each in made:
         each.close()
+    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected

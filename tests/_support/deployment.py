@@ -87,7 +87,7 @@ class Deployment:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.stop(within=10)
+            worker.kill()  # a warm shutdown takes up to ten seconds on RabbitMQ
         if self.broker == "rabbitmq":
             with self.app.connection_for_write() as connection:
                 queue = self.app.amqp.queues[str(self.settings["task_default_queue"])]

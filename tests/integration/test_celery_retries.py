@@ -2,74 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from _support.celery_app import gate
 from _support.deployment import Deployment
 from _support.ledger import overlaps
+from _support.scenes import everywhere, let_go
 from _support.waiting import wait_until
 from celery import Celery, chain
-
-from once_core.devserver import DevServer
-
-PREFORK = "prefork+redis"
-EVERYWHERE = [PREFORK, "threads+redis", "solo+redis", "prefork+rabbitmq"]
-
-
-@pytest.fixture(scope="module")
-def scenes(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    shared_server: DevServer,
-) -> Iterator[Callable[[str], Deployment]]:
-    """One deployment of each kind with running workers, for all tests of this module."""
-    made: dict[str, Deployment] = {}
-
-    def scene_of(kind: str) -> Deployment:
-        if kind not in made:
-            pool, broker = kind.split("+")
-            if broker == "rabbitmq":
-                request.getfixturevalue("rabbitmq")
-            folder = tmp_path_factory.mktemp(kind)
-            made[kind] = Deployment(folder, shared_server, broker=broker, pool=pool)
-            for _ in range(2 if pool == "solo" else 1):
-                made[kind].worker()
-        return made[kind]
-
-    yield scene_of
-    for each in made.values():
-        for worker in each.workers:
-            worker.kill()
-        each.app.backend.result_consumer.stop()  # Celery leaves its socket to the garbage collector
-        each.close()
-
-
-@pytest.fixture
-def scene(
-    request: pytest.FixtureRequest, scenes: Callable[[str], Deployment], shared_server: DevServer
-) -> Iterator[Deployment]:
-    """Prefork and Redis, or what the test is parametrized with; no key may lack a TTL."""
-    yield scenes(getattr(request, "param", PREFORK))
-    client = shared_server.client()
-    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
-
-
-everywhere = pytest.mark.parametrize("scene", EVERYWHERE, indirect=True)
-
-
-def hold(scene: Deployment, unit: str, task: str = "work") -> Any:
-    """Have a body run until the gate of its unit is opened."""
-    handle = scene.task(task).delay(unit, -1)
-    wait_until(lambda: scene.runs(unit), "the first body runs")
-    return handle
-
-
-def let_go(scene: Deployment, unit: str) -> None:
-    """Open the gate: held bodies of this unit end."""
-    gate(scene.ledger, unit).touch()
-
 
 KINDS = ["retrying", "retrying_late", "retrying_quietly", "autoretrying"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from _support import ledger
@@ -29,23 +28,6 @@ SOON_REDELIVERED = {
 """Of kombu's Redis transport: the sweep for messages of dead workers every second."""
 
 BROKERS = ["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
-
-
-@pytest.fixture
-def deploy(
-    server: DevServer, deploy: Callable[..., Deployment]
-) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments that end in no time, and before their servers."""
-    made: list[Deployment] = []
-
-    def make(**options: object) -> Deployment:
-        made.append(deploy(**options))
-        return made[-1]
-
-    yield make
-    for each in (worker for scene in made for worker in scene.workers):
-        each.kill()  # a warm shutdown takes up to ten seconds on RabbitMQ
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
 
 
 def first_run(scene: Deployment, unit: str) -> Run:

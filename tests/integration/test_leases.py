@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import subprocess
@@ -28,23 +27,6 @@ from once_core.lease import Lease
 from once_core.options import OnceOptions
 from once_core.protocol import Message, Step
 from once_core.store import Store
-
-
-@pytest.fixture
-def deploy(
-    server: DevServer, deploy: Callable[..., Deployment]
-) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments that end in no time, and before their servers."""
-    made: list[Deployment] = []
-
-    def make(**options: object) -> Deployment:
-        made.append(deploy(**options))
-        return made[-1]
-
-    yield make
-    for each in (worker for scene in made for worker in scene.workers):
-        each.kill()  # a warm shutdown takes up to ten seconds on RabbitMQ
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
 
 
 @pytest.fixture

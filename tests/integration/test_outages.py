@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -43,23 +42,6 @@ try:
 except StoreUnavailableError:
     print(time.monotonic() - began)
 """
-
-
-@pytest.fixture
-def deploy(
-    server: DevServer, deploy: Callable[..., Deployment]
-) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments that end in no time, and before their servers."""
-    made: list[Deployment] = []
-
-    def make(**options: object) -> Deployment:
-        made.append(deploy(**options))
-        return made[-1]
-
-    yield make
-    for each in (worker for scene in made for worker in scene.workers):
-        each.kill()  # a warm shutdown takes up to ten seconds on RabbitMQ
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
 
 
 @pytest.fixture

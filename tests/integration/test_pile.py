@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,23 +44,6 @@ for _ in range(times):
     ledger.note(path, "trigger", called_at=called_at, state=result.once.state)
     time.sleep(random.uniform(0, 2 * pause))
 """
-
-
-@pytest.fixture
-def deploy(
-    server: DevServer, deploy: Callable[..., Deployment]
-) -> Iterator[Callable[..., Deployment]]:
-    """Makes deployments that end in no time, and before their servers."""
-    made: list[Deployment] = []
-
-    def make(**options: object) -> Deployment:
-        made.append(deploy(**options))
-        return made[-1]
-
-    yield make
-    for each in (worker for scene in made for worker in scene.workers):
-        each.kill()  # a warm shutdown takes up to ten seconds on RabbitMQ
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
 
 
 def start_producer(scene: Deployment, code: str, *arguments: object) -> subprocess.Popen[str]:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from _support.deployment import Deployment
+from _support.scenes import PREFORK
+
+from once_core.devserver import DevServer
+
+
+@pytest.fixture(scope="session")
+def scenes(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_server: DevServer,
+) -> Iterator[Callable[[str], Deployment]]:
+    """One deployment of each kind with running workers, for all tests that kill none."""
+    made: dict[str, Deployment] = {}
+
+    def scene_of(kind: str) -> Deployment:
+        if kind not in made:
+            pool, broker = kind.split("+")
+            if broker == "rabbitmq":
+                request.getfixturevalue("rabbitmq")
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = Deployment(folder, shared_server, broker=broker, pool=pool)
+            for _ in range(2 if pool == "solo" else 1):
+                made[kind].worker()
+        return made[kind]
+
+    yield scene_of
+    for each in made.values():
+        each.close()
+
+
+@pytest.fixture
+def scene(
+    request: pytest.FixtureRequest, scenes: Callable[[str], Deployment], shared_server: DevServer
+) -> Iterator[Deployment]:
+    """Prefork and Redis, or what the test is parametrized with; no key may lack a TTL."""
+    yield scenes(getattr(request, "param", PREFORK))
+    client = shared_server.client()
+    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
