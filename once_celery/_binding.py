@@ -184,6 +184,14 @@ def check(task: type[Task], app: Celery) -> None:
     given = task_options(task)
     if given is None:
         return
+    misplaced = sorted(OPTIONS.keys() & vars(task).keys() - {"name"})
+    if misplaced and vars(task).get("_decorated"):
+        option = misplaced[0]
+        raise ConfigurationError(
+            f"{task.name}: {option}= is an option of once, not of Celery, and would be ignored "
+            f'there; write once={{"{option}": {vars(task)[option]!r}}}',
+            option=option,
+        )
     options = OnceOptions.layered(Binding.of(app).options(), given, task.name)
     if options.url and not is_cluster(options.url):
         make_client(options.url)  # connects to nothing yet

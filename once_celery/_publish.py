@@ -19,7 +19,10 @@ from once_core.publish import OncePublish, Publication, claim
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["publish", "publish_unguarded"]
+__all__ = ["PENDING", "publish", "publish_unguarded"]
+
+PENDING = "once_attempt"
+"""Attribute of a request whose attempt waits for its result to be stored (`task_postrun`)."""
 
 Send = Callable[..., Any]
 
@@ -47,6 +50,7 @@ def publish(
         options: Everything else that `apply_async` was given.
     """
     attempt = current_attempt()
+    _end_pending(task, options)
     if task_id is not None and attempt is not None and attempt.message.id == task_id:
         if _is_retry(task, attempt, options) and _is_same_unit(task, guard, args, kwargs):
             return _send_retry(attempt, send, args, kwargs, task_id, options)
@@ -54,7 +58,15 @@ def publish(
             call = {**attempt.envelope.call, **call}
     elif _is_resent(task, task_id, options):
         return send(args, kwargs, task_id=task_id, **options)
-    publication = _claim(guard.with_call(call), attempt, args, kwargs, task_id, call, options)
+    own = task_id is not None and attempt is not None and attempt.message.id == task_id
+    expires = options.get("expires", getattr(task, "expires", None))
+    publication = _claim(
+        guard.with_call(call), args, kwargs, task_id, call, options, own=own, expires=expires
+    )
+    if publication.publish.is_duplicate and (own or options.get("retries")):
+        # a retry in another unit of work, or what replaces the running attempt: its task counts
+        # on it, so it is sent without a ticket
+        publication = publication.unclaimed()
     if not publication.publish.is_duplicate:
         return _send(publication, send, args, kwargs, options)
     return _refuse(task, publication, send, args, kwargs, task_id, options)
@@ -68,6 +80,17 @@ def publish_unguarded(
     header = Envelope("", 0, OFF, task_id, task.name).to_header()
     result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
     return _handle(result, OncePublish("off", is_duplicate=False, holder_id=task_id))
+
+
+def _end_pending(task: Task, options: Mapping[str, Any]) -> None:
+    """A call from `on_success` or `after_return`: the result is stored, so its run is over.
+
+    Not so for the dispatch of callbacks and chain steps, which come before the result.
+    """
+    pending = getattr(task.request, PENDING, None)
+    if pending is not None and not _is_dispatch(options):
+        setattr(task.request, PENDING, None)
+        pending.end_stored()
 
 
 def _is_retry(task: Task, attempt: Attempt, options: Mapping[str, Any]) -> bool:
@@ -110,14 +133,15 @@ def _send_retry(
 
 def _claim(
     guard: Guard,
-    attempt: Attempt | None,
     args: Any,
     kwargs: Any,
     task_id: str | None,
     call: Mapping[str, object],
     options: Mapping[str, Any],
+    *,
+    own: bool,
+    expires: object,
 ) -> Publication:
-    own = task_id is not None and attempt is not None and attempt.message.id == task_id
     try:
         return claim(
             guard,
@@ -126,7 +150,7 @@ def _claim(
             task_id or uuid(),
             call=call,
             delay=_delay(options),
-            expires=_seconds_until(options.get("expires")),
+            expires=_seconds_until(expires),
             own=own,
             retries=options.get("retries") or 0,
         )
@@ -173,9 +197,6 @@ def _refuse(
         raise publication.error()
     if not (task_id or _is_awaited(options)):
         return _handle(task.AsyncResult(told.holder_id), told)
-    if (options.get("retries") or 0) > 0:
-        # a retry in another unit of work is never refused: it runs without a ticket there
-        publication = publication.unclaimed()
     sending = _with_header(options, publication.header)
     result = send(args, kwargs, task_id=publication.message_id, **sending)
     return _handle(result, told)

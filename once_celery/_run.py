@@ -8,8 +8,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
+from once_celery._publish import PENDING
 from once_core.attempt import Attempt, deferral
 from once_core.envelope import HEADER, OFF, Envelope
 from once_core.errors import ConfigurationError, OverlapError, StoreUnavailableError
@@ -20,10 +21,7 @@ from once_core.protocol import Message, Outcome, Start
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["PENDING", "is_put_back", "read_envelope", "run"]
-
-PENDING = "once_attempt"
-"""Attribute of a request whose attempt waits for its result to be stored (`task_postrun`)."""
+__all__ = ["is_put_back", "read_envelope", "run"]
 
 LAPSE_MARGIN = 0.1
 """Seconds after the end of a lease at which a message that waits for it comes back."""
@@ -189,23 +187,27 @@ def _defer(task: Task, attempt: Attempt, delay: float, reason: str) -> bool:
     request = task.request
     envelope = attempt.envelope
     header = {**envelope.to_header(), "n": envelope.deferrals + 1}
+    carried = {}
+    if "ignore_result" in vars(request):
+        carried["ignore_result"] = request.ignore_result  # before 5.7 Celery forgets it
     signature = task.signature_from_request(
         request,
         countdown=delay,
         retries=request.retries,
         headers={**(request.headers or {}), HEADER: header},
         add_to_parent=False,
+        **carried,
     )
     token = _put_back.set(request.id)
     try:
         signature.apply_async()
-    except (OperationalError, OSError) as error:
+    except (OperationalError, EncodeError, OSError) as error:
         emit(
             "deferred",
             task=task.name,
             key=attempt.key,
             message_id=request.id,
-            reason=f"{reason}; it stays with this worker, for the broker is away too: {error}",
+            reason=f"{reason}; it stays with this worker, for it cannot be put back: {error}",
         )
         return False
     finally:

@@ -12,7 +12,8 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 
 from once_celery._binding import Binding
-from once_celery._run import PENDING, read_envelope
+from once_celery._publish import PENDING
+from once_celery._run import read_envelope
 from once_core import protocol
 from once_core._host import is_dead
 from once_core.errors import OnceError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import redis
 
@@ -40,8 +41,7 @@ class AsyncStore:
     def __init__(self, source: str | AsyncClientSource) -> None:
         self.place = masked(source) if isinstance(source, str) else "the client that was given"
         self._source = source
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self._breaker = Breaker(self.place)
 
     async def run(self, step: Step[T]) -> T:
@@ -64,16 +64,17 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
-        if self._client is not None and isinstance(self._source, str):
-            await self._client.aclose()
-            self._client = None
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None and isinstance(self._source, str):
+            await client.aclose()
 
     def _connected(self) -> Any:  # noqa: ANN401  # redis-py types no evalsha as awaitable
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._loop, source = loop, self._source
+        loop, source = asyncio.get_running_loop(), self._source
+        client = self._clients.get(loop)
+        if client is None:
             if isinstance(source, str):
-                self._client = make_async_client(source)
+                client = make_async_client(source)
             else:
-                self._client = source() if callable(source) else source
-        return self._client
+                client = source() if callable(source) else source
+            self._clients[loop] = client
+        return client

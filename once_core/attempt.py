@@ -18,7 +18,7 @@ from once_core.events import emit
 from once_core.guard import Guard
 from once_core.lease import Lease
 from once_core.options import SCOPES
-from once_core.protocol import Message, Outcome, Start
+from once_core.protocol import Finish, Message, Outcome, Start, Step
 from once_core.publish import nonce
 
 __all__ = ["Attempt", "current_attempt", "deferral"]
@@ -211,8 +211,6 @@ class Attempt:
         self.is_running = False
         ran = elapsed() - self._started_at
         if not self._limits.running:
-            if outcome == "retry" and self._limits.waiting:
-                self._finish(write_mark=False)
             self._tell(ran)
             return True
         if outcome != "interrupted" and (self._expects_copies or ran > LONG_RUN):
@@ -227,27 +225,40 @@ class Attempt:
         self._finish(write_mark=True)
         self._tell(elapsed() - self._started_at)
 
+    def announce_retry(self, delay: float) -> None:
+        """Note a retry that is about to be published.
+
+        Where no lease makes the retry wait for this attempt's end, its part is written now:
+        later it could be written after the retry has run, and refuse triggers for nobody.
+
+        Args:
+            delay: Seconds after which it is due.
+        """
+        self.retry_delay = delay
+        if self._limits.waiting and not self._limits.running:
+            self._outcome = "retry"
+            self._finish(write_mark=False)
+
+    def take_back_retry(self) -> None:
+        """The retry could not be published."""
+        self.retry_delay = None
+        if self._limits.waiting and not self._limits.running:
+            retry = self.message._replace(retries=self.message.retries + 1)
+            try:
+                self.guard.store.run(protocol.withdraw(self.key, retry))
+            except StoreUnavailableError:
+                pass  # it heals
+
     def _finish(self, *, write_mark: bool) -> str:
-        options, held = self.guard.options, self._held
-        step = protocol.finish(
-            self.key,
-            self.message,
-            self._token,
-            self._outcome,
-            ttl=options.ttl,
-            heal_after=options.heal_after,
-            delay=self.retry_delay or 0.0,
-            keep_for=options.keep_for or 0.0,
-            queued=self._limits.waiting,
-            write_mark=write_mark,
-        )
+        held = self._held
         if held is not None:
             heartbeat().remove(held)
         try:
-            answer = self.guard.store.run(step)
+            answer = self.guard.store.run(self._finish_step(write_mark=write_mark))
         except BaseException as error:
             if held is not None:
-                heartbeat().finish_later(held, step)
+                again = self._finish_step(write_mark=write_mark, again=True)
+                heartbeat().finish_later(held, again)
             if not isinstance(error, StoreUnavailableError):
                 raise  # such as a soft time limit in the middle of it
             return "later"
@@ -263,6 +274,22 @@ class Attempt:
                 reason="found out at its end",
             )
         return answer.status
+
+    def _finish_step(self, *, write_mark: bool, again: bool = False) -> Step[Finish]:
+        options = self.guard.options
+        return protocol.finish(
+            self.key,
+            self.message,
+            self._token,
+            self._outcome,
+            ttl=options.ttl,
+            heal_after=options.heal_after,
+            delay=self.retry_delay or 0.0,
+            keep_for=options.keep_for or 0.0,
+            queued=self._limits.waiting,
+            write_mark=write_mark,
+            again=again,
+        )
 
     def _tell(self, ran: float) -> None:
         emit(

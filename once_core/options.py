@@ -258,7 +258,8 @@ class OnceOptions:
         values = {name: option.default for name, option in OPTIONS.items()}
         values.update(outer)
         values.update(checked)
-        _refuse_contradictions(values, checked, of)
+        for option in _inapplicable(values, checked, of):
+            values[option] = OPTIONS[option].default
         if values["debounce"] and not values["debounce_max"]:
             values["debounce_max"] = 10 * values["debounce"]  # type: ignore[operator]  # checked: a float
         for name, value in values.items():
@@ -367,10 +368,12 @@ def _checked(given: Mapping[str, object], of: str) -> dict[str, object]:
     return values
 
 
-def _refuse_contradictions(
-    values: Mapping[str, object], given: Mapping[str, object], of: str
-) -> None:
-    """Refuse what `given` adds; a wider layer's options just do not apply where they cannot."""
+def _inapplicable(values: Mapping[str, object], given: Mapping[str, object], of: str) -> list[str]:
+    """Options of wider layers that cannot apply beside the nearer ones.
+
+    Raises:
+        ConfigurationError: Where `given` itself contradicts the rest.
+    """
     scope = SCOPES[str(values["scope"])]
     found = checks.contradictions(values, waiting=scope.waiting, running=scope.running)
     if values["scope"] == "window" and values["window"] is None:
@@ -383,3 +386,4 @@ def _refuse_contradictions(
                 f"{_of(of)} {why}",
                 option=option,
             )
+    return [option for option, _ in found]

@@ -261,6 +261,7 @@ def finish(
     keep_for: float = 0.0,
     queued: bool = True,
     write_mark: bool = False,
+    again: bool = False,
 ) -> Step[Finish]:
     """After the body. Durations in seconds; see `lua/finish.lua`."""
     args = (
@@ -275,6 +276,7 @@ def finish(
         _ms(keep_for),
         int(queued),
         "write" if write_mark else "hold",
+        int(again),
     )
     return Step(script("finish"), key, args, _parse_finish)
 

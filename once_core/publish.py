@@ -184,7 +184,8 @@ def claim(
 
     Raises:
         KeyDerivationError: The arguments give no key.
-        StoreUnavailableError: The store is away and ``on_store_error`` says to raise.
+        StoreUnavailableError: The store is away and ``on_store_error`` says to raise; never for
+            a retry or a replacement, whose task counts on it.
     """
     options, key = guard.options, guard.key(args, kwargs)
     if not options.limits.waiting:
@@ -214,7 +215,7 @@ def claim(
         answer = store.run(step)
     except StoreUnavailableError as error:
         store.ghosts.add(key, mark)  # it may have been heard, and only the answer lost
-        if options.on_store_error == "raise":
+        if options.on_store_error == "raise" and not (own or retries):
             raise
         emit("unguarded", task=guard.task, key=key, message_id=message_id, reason=str(error))
         return _unclaimed(guard, key, message_id, call, state="unguarded")

@@ -1,11 +1,13 @@
 -- finish: after the body. Frees the lease; a retry waits, or waits behind the one that waits.
 -- KEYS: record
--- ARGV: id ticket retries attempt outcome delay ttl heal keep_for queued mark
+-- ARGV: id ticket retries attempt outcome delay ttl heal keep_for queued mark again
 --   outcome   success, failure, retry or interrupted
 --   delay ttl heal keep_for   ms; delay: of the retry
 --   queued    1: the scope limits what waits
 --   mark      hold: where a done mark is due, answer so and keep the lease, for the mark may be
 --             left only after the result is stored; write: leave it now
+--   again     1: sent before, perhaps heard: where a mark is due it is left at once, and a retry
+--             adds a part only where this attempt still runs
 -- Returns: finished held | due held | lost
 -- Opens with a command that a full server accepts.
 
@@ -31,7 +33,7 @@ end
 local id, ticket, retries = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local attempt, outcome, delay = ARGV[4], ARGV[5], tonumber(ARGV[6])
 local ttl, heal, keep_for = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local queued, mark = ARGV[10] == '1', ARGV[11]
+local queued, mark, again = ARGV[10] == '1', ARGV[11], ARGV[12] == '1'
 local LONG = 60000
 
 local running = record.x0
@@ -42,7 +44,7 @@ if lost then
 else
   if outcome ~= 'interrupted' then
     local due = running.m == 1 or held > LONG
-    if due and mark == 'hold' then return answer('due', held) end
+    if due and mark == 'hold' and not again then return answer('due', held) end
     if due or mark == 'write' then
       record.k = { i = id, r = retries, t = ticket, u = now + ttl }
     end
@@ -52,7 +54,7 @@ else
     record.q = { u = now + keep_for, i = id, s = now }
   end
 end
-if outcome == 'retry' and queued then
+if outcome == 'retry' and queued and not (again and lost) then
   local waiting = record.w
   local part = wait(id, retries + 1, now + delay, ttl, heal)
   part.u = now + ttl
