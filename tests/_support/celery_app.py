@@ -227,6 +227,34 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
         if first:
             os.kill(os.getpid(), 9)
 
+    @task(base=OnceTask, bind=True, once={"key": ["unit"]})
+    def replacing_itself(self, unit, seconds=0.0, final=False):
+        _body(self, unit, seconds)
+        if not final:
+            raise self.replace(self.si(unit, 0.0, final=True))
+        return "final"
+
+    @task(base=OnceTask, bind=True, once={"key": ["unit"], "scope": "queued"})
+    def queued_retrying(self, unit, seconds=0.0):
+        if not self.request.retries:
+            self.retry(countdown=0, throw=False)
+        return _body(self, unit, seconds)
+
+    class Polling(OnceTask):
+        """Calls itself again from a hook, three times in all."""
+
+        def after_return(self, status, retval, task_id, args, kwargs, einfo):
+            if len(ledger.runs(path, args[0])) < 3:
+                self.apply_async(args, countdown=0.2)
+
+    @task(base=Polling, bind=True, once={"scope": "until_done"})
+    def polling(self, unit):
+        return _body(self, unit)
+
+    @task(base=OnceTask, bind=True, expires=5)
+    def expiring(self, unit):
+        return _body(self, unit)
+
     @task(bind=True)
     def plain(self, unit, seconds=0.0):
         return _body(self, unit, seconds)
