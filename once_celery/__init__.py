@@ -9,6 +9,7 @@ def sync_order(order_id): ...
 from __future__ import annotations
 
 from once_celery.errors import StoreUnavailableError
+from once_celery.purging import Purged, purge
 from once_celery.task import OnceTask
 from once_core.errors import (
     ConfigurationError,
@@ -35,6 +36,8 @@ __all__ = [
     "OncePublish",
     "OnceTask",
     "OverlapError",
+    "Purged",
     "StoreUnavailableError",
     "current_lease",
+    "purge",
 ]

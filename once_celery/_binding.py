@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from once_celery._pydantic import validator
+from once_celery._scheduled import Scheduled
 from once_core._client import is_cluster, make_client
 from once_core.errors import ConfigurationError
 from once_core.guard import Guard
-from once_core.keys import KeySpec
 from once_core.options import OPTIONS, OnceOptions, nearest
 from once_core.store import Store
 
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["Binding", "check", "task_options"]
+__all__ = ["Binding", "check", "check_sharing", "task_options"]
 
 _ATTRIBUTE = "_once_binding"
 
 
 class Binding:
-    """What all tasks of one app share: the app's options, and its lock stores."""
+    """What all tasks of an app share: its options, its lock stores, what waits for an ETA."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._stores: dict[object, Store] = {}
         self._guards: dict[Task, Guard | None] = {}
         self._checked_urls: set[str] = set()
+        self.scheduled = Scheduled()
+        """Messages with an ETA that this process holds, if it is a worker."""
 
     @classmethod
     def of(cls, app: Celery) -> Binding:
         """The binding of an app, made when it is first asked for."""
         found: Binding | None = app.__dict__.get(_ATTRIBUTE)
         return found or app.__dict__.setdefault(_ATTRIBUTE, cls(app))
+
+    @cached_property
+    def given_out_again(self) -> float:
+        """Seconds after which Redis gives out again what a worker holds; by default an hour."""
+        options: Mapping[str, Any] = self._app.conf.broker_transport_options or {}
+        return float(options.get("visibility_timeout") or 3600.0)
+
+    @cached_property
+    def is_on_amqp(self) -> bool:
+        """Whether the broker gives out again what it holds whenever it loses a connection."""
+        return bool(self._app.connection_for_read().transport.driver_type == "amqp")
+
+    @cached_property
+    def has_results(self) -> bool:
+        """Whether workers can look up results."""
+        return result_place(self._app) not in ("disabled", "rpc")
 
     def guard(self, task: Task) -> Guard | None:
         """The guard of a task, or None where it is not under guard.
@@ -53,7 +73,8 @@ class Binding:
             guard = None
             if given is not None:
                 options = OnceOptions.layered(self.options(), given, task.name)
-                guard = Guard(task.name, task.run, options, lambda: self.store(options))
+                store = partial(self.store, options)
+                guard = Guard(task.name, task.run, options, store, validator(task.run))
             return self._guards.setdefault(task, guard)
 
     def options(self) -> dict[str, object]:
@@ -217,7 +238,39 @@ def check(task: type[Task], app: Celery) -> None:
     options = OnceOptions.layered(binding.options(), given, task.name)
     if options.url:
         binding.check_url(options.url)
-    KeySpec(options.name or task.name, _body(task), options.key, preview=options.preview)
+    Guard(task.name, _body(task), options, lambda: binding.store(options))
+    check_sharing(task, app, options)
+
+
+def check_sharing(task: Task | type[Task], app: Celery, options: OnceOptions) -> None:
+    """Refuse to share results where there are none.
+
+    Raises:
+        ConfigurationError: Saying what to set.
+    """
+    if options.on_duplicate != "share":
+        return
+    place = result_place(app)
+    if place == "disabled":
+        why = "its app has no result backend"
+        advice = "set result_backend to one that all workers can read, such as redis://"
+    elif place == "rpc":
+        why = "results of rpc:// reach nobody but the caller"
+        advice = "set result_backend to one that all workers can read, such as redis://"
+    elif task.ignore_result or (task.ignore_result is None and app.conf.task_ignore_result):
+        why, advice = "it stores no results (ignore_result)", "take ignore_result from it"
+    else:
+        return
+    raise ConfigurationError(
+        f'{task.name} has on_duplicate="share", but {why}, so a duplicate could never end with '
+        f'the result of its holder; {advice}, or use on_duplicate="skip"',
+        option="on_duplicate",
+    )
+
+
+def result_place(app: Celery) -> str:
+    """The scheme of the result backend."""
+    return str(app.conf.result_backend or "disabled").partition(":")[0]
 
 
 def _body(task: type[Task]) -> Callable[..., object]:

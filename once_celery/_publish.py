@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 from celery import uuid
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
+from once_celery._binding import check_sharing
 from once_celery.errors import StoreUnavailableError
 from once_core import errors
 from once_core.attempt import Attempt, current_attempt
 from once_core.envelope import HEADER, OFF, Envelope
+from once_core.events import logger
 from once_core.guard import Guard
+from once_core.lost import LostRetry
 from once_core.publish import OncePublish, Publication, claim
 
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["PENDING", "publish", "publish_unguarded"]
+__all__ = ["PENDING", "as_called", "publish", "publish_unguarded"]
 
 PENDING = "once_attempt"
-"""Attribute of a request whose attempt waits for its result to be stored (`task_postrun`)."""
+"""Attribute of a request that came to its body: the attempt that waits for its result to be
+stored (`task_postrun`), or None."""
 
 Send = Callable[..., Any]
 
@@ -50,18 +54,21 @@ def publish(
         options: Everything else that `apply_async` was given.
     """
     attempt = current_attempt()
-    _end_pending(task, options)
+    _end_pending(task, options, task_id)
     if task_id is not None and attempt is not None and attempt.message.id == task_id:
         if _is_retry(task, attempt, options) and _is_same_unit(task, guard, args, kwargs):
             return _send_retry(attempt, send, args, kwargs, task_id, options)
         if _is_retry(task, attempt, options):
             call = {**attempt.envelope.call, **call}
-    elif _is_resent(task, task_id, options):
-        return send(args, kwargs, task_id=task_id, **options)
+    elif (envelope := _resent(task, task_id, options)) is not None:
+        return _resend(guard, envelope, send, args, kwargs, options)
     own = task_id is not None and attempt is not None and attempt.message.id == task_id
     expires = options.get("expires", getattr(task, "expires", None))
+    guard = guard.with_call(call)
+    if "on_duplicate" in call:
+        check_sharing(task, task.app, guard.options)
     publication = _claim(
-        guard.with_call(call), args, kwargs, task_id, call, options, own=own, expires=expires
+        task, guard, args, kwargs, task_id, call, options, own=own, expires=expires
     )
     if publication.publish.is_duplicate and (own or options.get("retries")):
         # a retry in another unit of work, or what replaces the running attempt: its task counts
@@ -82,13 +89,13 @@ def publish_unguarded(
     return _handle(result, OncePublish("off", is_duplicate=False, holder_id=task_id))
 
 
-def _end_pending(task: Task, options: Mapping[str, Any]) -> None:
+def _end_pending(task: Task, options: Mapping[str, Any], task_id: str | None) -> None:
     """A call from `on_success` or `after_return`: the result is stored, so its run is over.
 
     Not so for the dispatch of callbacks and chain steps, which come before the result.
     """
     pending = getattr(task.request, PENDING, None)
-    if pending is not None and not _is_dispatch(options):
+    if pending is not None and not (pending.is_over or _is_dispatch(options, task_id)):
         setattr(task.request, PENDING, None)
         pending.end_stored()
 
@@ -107,11 +114,32 @@ def _is_same_unit(task: Task, guard: Guard, args: Any, kwargs: Any) -> bool:
         return True
 
 
-def _is_resent(task: Task, task_id: str | None, options: Mapping[str, Any]) -> bool:
-    """A retry that the main process publishes (a lost worker's): not a new call."""
+def _resent(task: Task, task_id: str | None, options: Mapping[str, Any]) -> Envelope | None:
+    """The envelope of a retry that does not come from a body: it is no new call."""
     header = (options.get("headers") or {}).get(HEADER)
-    is_ours = Envelope.read(header, task_id or "", task.name) is not None
-    return is_ours and (options.get("retries") or 0) > 0
+    return Envelope.read(header, task_id or "", task.name) if options.get("retries") else None
+
+
+def _resend(
+    guard: Guard, envelope: Envelope, send: Send, args: Any, kwargs: Any, options: Mapping[str, Any]
+) -> Any:
+    """A retry out of `before_start`, or of a message whose child was lost (`retry_on_worker_lost`).
+
+    Its part is written before it is published, lest it be written after it has run.
+    """
+    told = OncePublish(
+        "claimed", is_duplicate=False, holder_id=envelope.message_id, key=envelope.key
+    )
+    if envelope.scope == OFF or envelope.duplicate_of:  # nothing of it is in the record
+        return _handle(send(args, kwargs, task_id=envelope.message_id, **options), told)
+    retry = LostRetry(as_called(guard, envelope), envelope, options["retries"] - 1)
+    retry.announce(_delay(options))
+    try:
+        result = send(args, kwargs, task_id=envelope.message_id, **options)
+    except BaseException:
+        retry.take_back()
+        raise
+    return _handle(result, told)
 
 
 def _send_retry(
@@ -124,14 +152,19 @@ def _send_retry(
 ) -> Any:
     """A retry is never refused; it is noted where it is published, for `throw=False` hides it."""
     header = {**attempt.envelope.to_header(), "n": 0}
-    result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
-    attempt.retry_delay = _delay(options)
+    attempt.announce_retry(_delay(options))
+    try:
+        result = send(args, kwargs, task_id=task_id, **_with_header(options, header))
+    except BaseException:
+        attempt.take_back_retry()
+        raise
     return _handle(
         result, OncePublish("claimed", is_duplicate=False, holder_id=task_id, key=attempt.key)
     )
 
 
 def _claim(
+    task: Task,
     guard: Guard,
     args: Any,
     kwargs: Any,
@@ -153,6 +186,7 @@ def _claim(
             expires=_seconds_until(expires),
             own=own,
             retries=options.get("retries") or 0,
+            dispatched=_is_dispatched_by_worker(task, options, task_id),
         )
     except errors.StoreUnavailableError as error:
         raise StoreUnavailableError.of(error) from error
@@ -193,7 +227,10 @@ def _refuse(
     if task_id is not None and told.holder_id == task_id:
         # the same id given twice: settling it would end it before its real run
         return _handle(task.AsyncResult(task_id), told)
-    if publication.guard.options.on_duplicate == "raise" and not _is_dispatch(options):
+    is_in_worker = task.app.current_worker_task is not None
+    if publication.guard.options.on_duplicate == "raise" and not (
+        _is_dispatch(options, task_id) or (is_in_worker and task_id)
+    ):
         raise publication.error()
     if not (task_id or _is_awaited(options)):
         return _handle(task.AsyncResult(told.holder_id), told)
@@ -202,12 +239,32 @@ def _refuse(
     return _handle(result, told)
 
 
-def _is_dispatch(options: Mapping[str, Any]) -> bool:
+def as_called(guard: Guard, envelope: Envelope) -> Guard:
+    """A guard with the options of a call.
+
+    A producer of another version may know options that this one does not: those are left out.
+    """
+    try:
+        return guard.with_call(envelope.call)
+    except errors.ConfigurationError as error:
+        logger.warning("options of the call are left out: %s", error)
+        return guard
+
+
+def _is_dispatched_by_worker(task: Task, options: Mapping[str, Any], task_id: str | None) -> bool:
+    """Whether a worker sends it for a task whose body is done, not a body that lives."""
+    is_in_worker = task.app.current_worker_task is not None
+    return is_in_worker and current_attempt() is None and _is_dispatch(options, task_id)
+
+
+def _is_dispatch(options: Mapping[str, Any], task_id: str | None) -> bool:
     """Whether a canvas makes this call: an error would hurt tasks that are not concerned.
 
-    Only the dispatch of canvases and callbacks gives a parent_id (facts/celery.md 10.3).
+    Only the dispatch of canvases and callbacks gives a parent_id (facts/celery.md 10.3), and
+    add_to_parent together with an id to the first step of a chain in a group.
     """
-    return any(options.get(name) for name in ("parent_id", "group_id", "chord"))
+    is_part = task_id is not None and options.get("add_to_parent") is False
+    return is_part or any(options.get(name) for name in ("parent_id", "group_id", "chord"))
 
 
 def _is_awaited(options: Mapping[str, Any]) -> bool:

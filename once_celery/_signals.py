@@ -1,4 +1,4 @@
-"""Celery signals: the end of an attempt whose mark waits for its result, and two accelerators.
+"""Celery signals: the end of an attempt whose mark waits for its result, and accelerators.
 
 The accelerators run in the worker's main process. They only make the unit free sooner than its
 lease or its healing would; nothing is lost without them.
@@ -6,6 +6,7 @@ lease or its healing would; nothing is lost without them.
 
 from __future__ import annotations
 
+from threading import Timer
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -15,22 +16,23 @@ from once_celery._binding import Binding
 from once_celery._publish import PENDING
 from once_celery._run import read_envelope
 from once_core import protocol
-from once_core._host import is_dead
 from once_core.errors import OnceError
 from once_core.events import emit, logger
 from once_core.guard import Guard
+from once_core.lost import reap, withdraw
 from once_core.protocol import Message
 
 __all__ = ["connect"]
 
-_REAP_MARGIN = 2.0
-"""Seconds on top of one renewal interval that a lease keeps whose child is about to die."""
+_DYING = 1.0
+"""Seconds after which a child that is being killed is dead (Celery gives it 0.1)."""
 
 
 def connect() -> None:
     """Connect once a process; called when a task is bound, so nobody has to remember it."""
     for signal, receiver in (
         (signals.task_postrun, _after_run),
+        (signals.task_received, _on_received),
         (signals.task_revoked, _on_revoked),
         (signals.task_failure, _on_failure),
     ):
@@ -42,26 +44,48 @@ def _guard_of(task: Any) -> Guard | None:
     return Binding.of(task.app).guard(task) if hasattr(task, "queue_lock") else None
 
 
-def _after_run(sender: Any = None, **_: object) -> None:
+def _after_run(
+    sender: Any = None, state: str | None = None, retval: object = None, **_: object
+) -> None:
     """The result is stored; the only hook that fires for every outcome of a living child."""
     request = getattr(sender, "request", None)
-    attempt = getattr(request, PENDING, None)
+    if request is None or not hasattr(sender, "queue_lock") or request.is_eager:
+        return
+    if not hasattr(request, PENDING):
+        # it never came to its body: `before_start` raised
+        comes_again = state in ("RETRY", None) or getattr(retval, "requeue", False)
+        if not comes_again:
+            _withdraw(sender, request, "before_start raised")
+        return
+    attempt = getattr(request, PENDING)
     if attempt is not None:
         setattr(request, PENDING, None)
-        attempt.end_stored()
+        attempt.end_stored(is_success=state == "SUCCESS")
+
+
+def _on_received(sender: Any = None, request: Any = None, **_: object) -> None:
+    """A message that is to wait in this worker's hands until its ETA."""
+    if request is not None and request.eta is not None and hasattr(request.task, "queue_lock"):
+        Binding.of(request.task.app).scheduled.add(request, sender.timer)
 
 
 def _on_revoked(
     sender: Any = None, request: Any = None, *, terminated: bool = False, **_: object
 ) -> None:
     """A message that will not run waits no more; one that runs ends in its own process."""
-    if terminated or request is None:
+    if request is None:
         return
+    if terminated:
+        _reap_child(sender, request.id, request.args, request.kwargs, "revoked with terminate")
+    _withdraw(sender, request, "revoked or expired")
+
+
+def _withdraw(task: Any, request: Any, reason: str) -> None:
     try:
-        guard = _guard_of(sender)
+        guard = _guard_of(task)
         if guard is None:
             return
-        envelope = read_envelope(request, sender)
+        envelope = read_envelope(request, task)
         key = envelope.key if envelope else guard.key(request.args or (), request.kwargs or {})
         ticket = envelope.ticket if envelope else 0
         message = Message(request.id, ticket, request.retries or 0)
@@ -69,16 +93,10 @@ def _on_revoked(
             return
         answer = guard.store.run(protocol.withdraw(key, message))
     except OnceError:
-        logger.debug("a revoked message is left to heal", exc_info=True)
+        logger.debug("a message that will not run is left to heal", exc_info=True)
         return
     if answer == "withdrawn":
-        emit(
-            "withdrawn",
-            task=sender.name,
-            key=key,
-            message_id=request.id,
-            reason="revoked or expired",
-        )
+        emit("withdrawn", task=task.name, key=key, message_id=request.id, reason=reason)
 
 
 def _on_failure(
@@ -93,27 +111,21 @@ def _on_failure(
 
     Ordinary failures come by here too, in the child: they end where they run.
     """
-    if not isinstance(exception, (WorkerLostError, TimeLimitExceeded)):
-        return
+    if isinstance(exception, (WorkerLostError, TimeLimitExceeded)):
+        _reap_child(sender, task_id, args, kwargs, type(exception).__name__)
+
+
+def _reap_child(task: Any, message_id: str, args: Any, kwargs: Any, why: str) -> None:
     try:
-        guard = _guard_of(sender)
+        guard = _guard_of(task)
         if guard is None:
             return
-        key, store = guard.key(args or (), kwargs or {}), guard.store
-        seen = store.run(protocol.reap(key, task_id))
-        if not seen.attempt:
-            return
-        # a body that lives on renews what is only shortened: a wrong guess does no harm
-        margin = 0.0 if is_dead(seen.where) else guard.options.lease / 3 + _REAP_MARGIN
-        answer = store.run(protocol.reap(key, task_id, seen.attempt, margin=margin))
+        key = guard.key(args or (), kwargs or {})
+        withdraw(guard, key, message_id)  # it died before its start, or while it was put back
+        if not reap(guard, key, message_id, why):
+            # SIGTERM, then SIGKILL: it dies in a moment
+            again = Timer(_DYING, reap, (guard, key, message_id, why))
+            again.daemon = True
+            again.start()
     except OnceError:
         logger.debug("the lease of a lost child is left to lapse", exc_info=True)
-        return
-    if answer.reaped:
-        emit(
-            "reaped",
-            task=sender.name,
-            key=key,
-            holder_id=task_id,
-            reason=f"{type(exception).__name__} at {seen.where}",
-        )

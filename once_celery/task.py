@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
 
-from once_celery import _publish, _run, _signals
+from once_celery import _defer, _publish, _run, _signals
 from once_celery._binding import Binding, check
+from once_celery._publish import PENDING
 from once_celery.errors import StoreUnavailableError
 from once_core import errors
 from once_core.errors import ConfigurationError
+from once_core.events import logger
 from once_core.guard import Guard, Holder
 from once_core.options import OnceOptions, OnceOptionsDict
 from once_core.publish import OncePublish
@@ -72,7 +77,14 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
                 f"{cls.name}: {first.__name__}.__call__ hides that of OnceTask, so the task would "
                 f"run unguarded; name OnceTask first: class MyTask(OnceTask, {first.__name__})"
             )
+        if not _calls_parent(first):
+            raise ConfigurationError(
+                f"{cls.name}: {first.__name__}.__call__ does not call super().__call__, which asks "
+                "for the guard, so the task would run unguarded; call "
+                "super().__call__(*args, **kwargs) in it instead of self.run(*args, **kwargs)"
+            )
         check(cls, app)
+        _warn_of_lost_context(cls, app)
         _signals.connect()
 
     def apply_async(
@@ -108,16 +120,16 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             names = ("producer", "link", "link_error", "shadow")
             options.update(zip(names, other, strict=False))
         app = self.app
-        if app.conf.task_always_eager:
-            return self._sent_plainly(send(args, kwargs, task_id=task_id, **options))
         guard = Binding.of(app).guard(self)
-        if guard is None:
-            if once:
-                raise self._not_guarded(f"once={once!r} at a call")
+        if guard is None and once:
+            raise self._not_guarded(f"once={once!r} at a call")
+        if guard is None or app.conf.task_always_eager:
+            if guard is not None and once:
+                guard.with_call(_given(once))  # what production refuses, tests should refuse
             return self._sent_plainly(send(args, kwargs, task_id=task_id, **options))
         if once is False:
             return _publish.publish_unguarded(self, send, args, kwargs, task_id, options)
-        if _run.is_put_back(task_id):
+        if _defer.is_put_back(task_id):
             return send(args, kwargs, task_id=task_id, **options)
         args, kwargs = args or (), kwargs or {}
         if self.typing and hasattr(self, "__header__"):
@@ -127,17 +139,21 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: under guard in a worker, plainly when called directly or eagerly."""
-        request = self.request
-        guard = None
-        if not (request.called_directly or request.is_eager):
-            guard = Binding.of(self.app).guard(self)
-        if guard is None:
-            return super().__call__(*args, **kwargs)
-        parent = super().__call__
+        request, parent = self.request, super().__call__
+        # `hasattr`: the body is on its way and calls its own task as a function
+        if request.called_directly or hasattr(request, PENDING):
+            return parent(*args, **kwargs)
+        body = partial(parent, *args, **kwargs)
         if parent.__func__ is Task.__call__:
-            # that one would push a second, empty request outside of Celery's own workers
-            return _run.run(self, guard, lambda: self.run(*args, **kwargs))
-        return _run.run(self, guard, lambda: parent(*args, **kwargs))
+            # that one would push a second, empty request outside of Celery's own workers; in
+            # them it is told by this mark to do so when the body calls its task as a function
+            request._protected = 1  # noqa: SLF001  # as `celery.app.trace` does
+            body = partial(self.run, *args, **kwargs)
+        guard = None if request.is_eager else Binding.of(self.app).guard(self)
+        if guard is None:
+            setattr(request, PENDING, None)
+            return body()
+        return _run.run(self, guard, body)
 
     def is_locked(self, *args: Any, **kwargs: Any) -> bool:
         """Whether the unit of work of this call waits, runs, or is kept by a window.
@@ -201,3 +217,35 @@ def _given(once: Once) -> Mapping[str, object]:
     if isinstance(once, Mapping):
         return once
     raise ConfigurationError(f"once={once!r} must be a dict of options, OnceOptions(...) or False")
+
+
+def _calls_parent(owner: type) -> bool:
+    """Whether the `__call__` of a subclass goes on to ours; not if its code names `run` alone."""
+    code = getattr(inspect.unwrap(vars(owner)["__call__"]), "__code__", None)
+    names = _names(code) if code is not None and owner is not OnceTask else set()
+    return "run" not in names or "__call__" in names
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _warn_of_lost_context(task: type[Task], app: Celery) -> None:
+    """Say that ``base=`` took the place of the app's own task class, such as Flask's context.
+
+    Once for an app and a class, not for each task. That class is looked at only where Celery has
+    made it already, which it has when it binds all tasks: making it here would come back to us.
+    """
+    default = vars(app).get("Task")
+    warned: set[type] = vars(app).setdefault("_once_lost_contexts", set())
+    for each in default.__mro__ if default is not None else ():
+        if "__call__" in vars(each) and each not in task.__mro__ and each not in warned:
+            warned.add(each)
+            base, own = task.__mro__[1].__name__, each.__name__
+            logger.warning(
+                "%s runs without the %s of its app, and so without what %s.__call__ does around a "
+                "task (such as Flask's app context), because base=%s takes its place; write "
+                "class MyTask(%s, %s) and give base=MyTask",
+                *(task.name, own, own, base, base, own),
+            )

@@ -17,6 +17,7 @@ from once_core.errors import StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
 from once_core.lease import Lease
+from once_core.lost import bury
 from once_core.options import SCOPES
 from once_core.protocol import Finish, Message, Outcome, Start, Step
 from once_core.publish import nonce
@@ -55,6 +56,8 @@ class Attempt:
         envelope: That came with the message; None makes one for its retries and deferrals.
         expects_copies: The message was redelivered, deferred or had an ETA: a late copy of it
             may yet come and has to find a mark.
+        given_out_again: Seconds after its delivery at which the broker gives out again what was
+            not acknowledged; None where it does not.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Attempt:
         envelope: Envelope | None = None,
         *,
         expects_copies: bool = False,
+        given_out_again: float | None = None,
     ) -> None:
         self.guard = guard
         self.key = key
@@ -78,8 +82,11 @@ class Attempt:
         self._limits = SCOPES.get(self.envelope.scope, guard.options.limits)
         self._token = f"{random.getrandbits(64):016x}"
         self._expects_copies = expects_copies
+        self._given_out_again = given_out_again
+        self._waited = 0.0
         self._held: Held | None = None
         self.is_running = False
+        self.is_over = False
         self._outcome: Outcome = "failure"
         self._started_at = 0.0
 
@@ -99,7 +106,7 @@ class Attempt:
             raise
         if answer.status in ("overlap", "skipped") and is_dead(answer.where):
             # its process is gone from this very machine: nobody will renew or finish it
-            self._bury(answer)
+            bury(self.guard, self.key, answer.holder_id, "its process is gone")
             asked_at = elapsed()
             answer = self._start()
         if answer.status == "started":
@@ -125,19 +132,6 @@ class Attempt:
                 give_up=options.on_overlap != "defer",
             )
         )
-
-    def _bury(self, answer: Start) -> None:
-        store = self.guard.store
-        seen = store.run(protocol.reap(self.key, answer.holder_id))
-        if seen.attempt and is_dead(seen.where):
-            store.run(protocol.reap(self.key, answer.holder_id, seen.attempt))
-            emit(
-                "reaped",
-                task=self.guard.task,
-                key=self.key,
-                holder_id=answer.holder_id,
-                reason=f"its process {seen.where} is gone",
-            )
 
     def _notice_other_store(self) -> None:
         """The commonest silent mistake: producer and worker lock in different places."""
@@ -172,7 +166,7 @@ class Attempt:
         )
 
     def _begin(self, answer: Start, asked_at: float) -> None:
-        self._started_at = asked_at
+        self._started_at, self._waited = asked_at, answer.waited
         self.is_running = True
         if self._limits.running:
             self._held = self._hold(answer.fence, asked_at)
@@ -204,26 +198,46 @@ class Attempt:
             outcome: How; ``"interrupted"`` when the broker will give the message out again.
 
         Returns:
-            Whether it is over. If not, call `end_stored` once the result is stored: a mark that
-            is there before its result would lose the result if we die between the two.
+            Whether that is all. If not, call `end_stored` once the result is stored: a mark that
+            is there before its result would lose the result if we die between the two; and a
+            result that cannot be stored makes a failure of a success.
         """
         self._outcome = outcome
         self.is_running = False
         ran = elapsed() - self._started_at
-        if not self._limits.running:
-            self._tell(ran)
-            return True
-        if outcome != "interrupted" and (self._expects_copies or ran > LONG_RUN):
-            return False
-        is_over = self._finish(write_mark=False) != "due"
-        if is_over:
-            self._tell(ran)
-        return is_over
+        if self._limits.running:
+            if outcome != "interrupted" and self._has_copies(ran):
+                return False
+            if self._finish(write_mark=False) == "due":
+                return False
+        self.is_over = True
+        self._tell(ran)
+        return outcome != "success" or not self.guard.options.keep_for
 
-    def end_stored(self) -> None:
-        """The result is stored: leave the mark and free the lease."""
-        self._finish(write_mark=True)
-        self._tell(elapsed() - self._started_at)
+    def _has_copies(self, ran: float) -> bool:
+        # it was delivered at some time while it waited; at the earliest when it was published
+        limit = self._given_out_again
+        is_overdue = limit is not None and self._waited + ran > limit
+        return self._expects_copies or is_overdue or ran > LONG_RUN
+
+    def end_stored(self, *, is_success: bool = True) -> None:
+        """The result is stored: leave the mark and free the lease, where that is left to do.
+
+        Args:
+            is_success: False takes back what a success would keep (``keep_for``).
+        """
+        is_undone = self._outcome == "success" and not is_success
+        if is_undone:
+            self._outcome = "failure"
+        if not self.is_over:
+            self.is_over = True
+            self._finish(write_mark=True)
+            self._tell(elapsed() - self._started_at)
+        elif is_undone:
+            try:
+                self.guard.store.run(protocol.release(self.key, self.message.id))
+            except StoreUnavailableError:
+                pass  # it is kept until keep_for is over
 
     def announce_retry(self, delay: float) -> None:
         """Note a retry that is about to be published.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 __all__ = ["HEADER", "OFF", "VERSION", "Envelope"]
 
@@ -37,6 +37,10 @@ class Envelope(NamedTuple):
         call: Options given at the call that the worker has to know.
         duplicate_of: Message id of the holder, for a message that is only sent to be settled.
         deferrals: How often it was put back.
+        is_copy: Whether the broker gave it out again before it was put back.
+        shares: Whether a duplicate is to end with the result of its holder.
+        shared_ticket: Of that holder, whichever copy of it runs; 0 where that is not known.
+        missed: How many looks in a row found neither that holder nor its result.
         version: Of this format.
     """
 
@@ -49,6 +53,10 @@ class Envelope(NamedTuple):
     call: Mapping[str, object] = MappingProxyType({})
     duplicate_of: str = ""
     deferrals: int = 0
+    is_copy: bool = False
+    shares: bool = False
+    shared_ticket: int = 0
+    missed: int = 0
     version: int = VERSION
 
     def to_header(self) -> dict[str, object]:
@@ -74,6 +82,10 @@ class Envelope(NamedTuple):
             header["dup"] = self.duplicate_of
         if self.deferrals:
             header["n"] = self.deferrals
+        if self.is_copy:
+            header["copy"] = True
+        if self.shares:
+            header["share"] = [self.shared_ticket, self.missed]
         return header
 
     @classmethod
@@ -94,7 +106,7 @@ class Envelope(NamedTuple):
             return cls("", 0, OFF, message_id, task)
         if not isinstance(key, str) or not _KEY.fullmatch(key) or type(ticket) is not int:
             return None
-        version, call, deferrals = header.get("v"), header.get("call"), header.get("n")
+        version, call, share = header.get("v"), header.get("call"), header.get("share")
         if type(version) is not int:
             return None
         is_newer = version > VERSION
@@ -108,6 +120,18 @@ class Envelope(NamedTuple):
             store=str(header.get("store", "")),
             call=call if isinstance(call, Mapping) and not is_newer else {},
             duplicate_of=str(header.get("dup", "")),
-            deferrals=deferrals if type(deferrals) is int and deferrals > 0 else 0,
+            deferrals=_count(header.get("n")),
+            is_copy=bool(header.get("copy")),
+            shares=share is not None,
+            shared_ticket=_count(share[0]) if _is_pair(share) else 0,
+            missed=_count(share[1]) if _is_pair(share) else 0,
             version=version,
         )
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, (list, tuple)) and len(value) == 2  # noqa: PLR2004  # it says so
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0

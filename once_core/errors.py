@@ -83,10 +83,13 @@ class KeyDerivationError(OnceError, TypeError):
 class DuplicateTaskError(OnceError):
     """Nothing was sent: the unit of work is waiting, running or was done just now.
 
+    Also the failure of a duplicate that was to end with its holder's result
+    (``on_duplicate="share"``) where that never came.
+
     Attributes:
         task: Name of the task.
         key: Key of the unit of work.
-        state: ``"waiting"``, ``"running"`` or ``"kept"``.
+        state: ``"waiting"``, ``"running"``, ``"kept"``, or ``"gone"``: the holder left no result.
         holder_id: Message id of the holder, or None when it is not known.
         retry_after: Seconds after which a new call may be accepted.
     """

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from once_core import protocol
+from once_core.errors import ConfigurationError
 from once_core.events import emit
 from once_core.keys import KeySpec
 from once_core.options import OnceOptions
 from once_core.store import Store
 
 __all__ = ["Guard", "Holder"]
+
+Arguments = tuple[Sequence[object], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ class Guard:
         function: Its body, whose signature binds the arguments.
         options: Checked options.
         store: Returns the lock store; asked when it is first needed.
+        normalize: Gives arguments the form in which the body gets them, before keys are derived.
 
     Raises:
-        ConfigurationError: When ``key=`` names parameters that the function has not.
+        ConfigurationError: When ``key=`` names parameters that the function has not, or leaves
+            out some although duplicates are to end with the holder's result.
 
     Example:
         >>> def sync(order_id, force=False): ...
@@ -67,11 +72,13 @@ class Guard:
         function: Callable[..., object],
         options: OnceOptions,
         store: Callable[[], Store],
+        normalize: Callable[..., Arguments] | None = None,
     ) -> None:
         self.task = task
         self.options = options
         self._function = function
         self._find_store = store
+        self._normalize = normalize or _as_given
         self._store: Store | None = None
         self.keys = self._key_spec()
 
@@ -92,19 +99,32 @@ class Guard:
             return self
         other = copy.copy(self)
         other.options = self.options.with_call(call, self.task)
-        if "key" in call or "name" in call:
+        if call.keys() & {"key", "name", "on_duplicate"}:
             other.keys = other._key_spec()  # noqa: SLF001  # of the same class
         return other
 
+    @property
+    def is_sharing(self) -> bool:
+        """Whether duplicates end with the result of their holder."""
+        return self.options.on_duplicate == "share"
+
     def _key_spec(self) -> KeySpec:
         options = self.options
-        return KeySpec(
+        keys = KeySpec(
             options.name or self.task,
             self._function,
             options.key,
             secret=options.secret,
             preview=options.preview,
         )
+        if self.is_sharing and not keys.covers_all:
+            raise ConfigurationError(
+                f'once option on_duplicate="share" of {self.task} needs a key of all arguments: '
+                f"with key={options.key!r} a call would end with the result of one that has other "
+                'arguments; leave key= out, or use on_duplicate="skip"',
+                option="on_duplicate",
+            )
+        return keys
 
     def key(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """The key of the unit of work that these arguments identify.
@@ -113,13 +133,22 @@ class Guard:
             KeyDerivationError: When they give none.
         """
         prefix = self.options.prefix
+        args, kwargs = self._normalize(args, kwargs)
         return self.keys.key(args, kwargs, prefix=prefix() if callable(prefix) else prefix)
+
+    def fingerprint(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+        """A digest over all arguments, whatever the key is made of.
+
+        Raises:
+            KeyDerivationError: When they give none.
+        """
+        return self.keys.fingerprint(*self._normalize(args, kwargs))
 
     def preview(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """The arguments that may be shown, as text; empty unless ``preview=`` names some."""
         if not self.options.preview:
             return ""
-        shown = self.keys.preview(args, kwargs)
+        shown = self.keys.preview(*self._normalize(args, kwargs))
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def is_locked(self, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
@@ -169,6 +198,10 @@ class Guard:
                 reason="somebody asked for it",
             )
         return answer.status == "released"
+
+
+def _as_given(args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
+    return args, kwargs
 
 
 def _holder(fields: Mapping[str, str], part: str, state: str) -> Holder:

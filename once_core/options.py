@@ -63,7 +63,7 @@ class OnceOptionsDict(TypedDict, total=False):
     heal_after: Seconds
     window: Seconds | None
     keep_for: Seconds | None
-    on_duplicate: Literal["skip", "raise", "replace"]
+    on_duplicate: Literal["skip", "raise", "replace", "share"]
     debounce: Seconds | None
     debounce_max: Seconds | None
     return_on_duplicate: object
@@ -138,9 +138,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "on_duplicate": Option(
         "skip",
-        checks.one_of("skip", "raise", "replace"),
-        "What a refused publish does: return the holder's handle, raise DuplicateTaskError, or "
-        "let the new message take the place of the waiting one.",
+        checks.one_of("skip", "raise", "replace", "share"),
+        "What a refused publish does: return the holder's handle, raise DuplicateTaskError, let "
+        "the new message take the place of the waiting one, or, where somebody waits for an id "
+        "of its own (group, chord, chain), end that with the holder's result.",
     ),
     "debounce": Option(
         None,
@@ -157,7 +158,8 @@ OPTIONS: dict[str, Option] = {
     "return_on_duplicate": Option(
         None,
         checks.anything,
-        "Value with which a duplicate ends whose id somebody waits for (group, chord, chain).",
+        "Value with which a duplicate ends whose id somebody waits for (group, chord, chain), "
+        'unless on_duplicate="share".',
     ),
     "on_overlap": Option(
         "defer",
@@ -228,7 +230,7 @@ class OnceOptions:
     heal_after: float
     window: float | None
     keep_for: float | None
-    on_duplicate: Literal["skip", "raise", "replace"]
+    on_duplicate: Literal["skip", "raise", "replace", "share"]
     debounce: float | None
     debounce_max: float | None
     return_on_duplicate: object

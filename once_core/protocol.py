@@ -65,6 +65,7 @@ class Claim(NamedTuple):
         delay: Delay to send it with.
         holder_id: Message id of the holder; empty where it is sent.
         remaining: Time after which a new call may be accepted.
+        holder_ticket: Of the holder, whichever copy of it runs; 0 where that is not known.
     """
 
     status: Literal["claimed", "refreshed", "replaced", "moved", "waiting", "running", "kept"]
@@ -72,6 +73,7 @@ class Claim(NamedTuple):
     delay: float = 0.0
     holder_id: str = ""
     remaining: float = 0.0
+    holder_ticket: int = 0
 
     @property
     def is_duplicate(self) -> bool:
@@ -305,10 +307,16 @@ def _parse_status(reply: str) -> str:
 
 
 def _parse_claim(reply: str) -> Claim:
-    status, first, last = reply.split(" ", 2)
+    status, first, rest = reply.split(" ", 2)
     if status in ("claimed", "refreshed", "replaced"):
-        return Claim(status, int(first), int(last) / 1000)  # type: ignore[arg-type]  # narrowed by value
-    return Claim(status, holder_id=last, remaining=int(first) / 1000)  # type: ignore[arg-type]  # narrowed by value
+        return Claim(status, int(first), int(rest) / 1000)  # type: ignore[arg-type]  # narrowed by value
+    ticket, holder_id = rest.split(" ", 1)
+    return Claim(
+        status,  # type: ignore[arg-type]  # narrowed by value
+        holder_id=holder_id,
+        remaining=int(first) / 1000,
+        holder_ticket=int(ticket),
+    )
 
 
 def _parse_start(reply: str) -> Start:

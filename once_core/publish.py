@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -76,6 +77,8 @@ class Publication(NamedTuple):
         ticket: Right to run; a nonce where there was no claim.
         nonce: By which the record knows this claim as ours.
         call: Options that were given at the call.
+        is_owed: A task counts on it (a retry, a replacement): sent without a claim, it is not
+            counted among those of which one may wait.
     """
 
     guard: Guard
@@ -86,6 +89,7 @@ class Publication(NamedTuple):
     ticket: int
     nonce: str = ""
     call: Mapping[str, object] | None = None
+    is_owed: bool = False
 
     @property
     def is_replacing(self) -> bool:
@@ -96,16 +100,24 @@ class Publication(NamedTuple):
     def header(self) -> dict[str, object]:
         """What has to travel with the message."""
         guard, given = self.guard, self.guard.options.given if self.call else {}
+        is_duplicate = self.publish.is_duplicate
+        scope = "running" if self.is_owed and guard.options.limits.running else guard.options.scope
         return Envelope(
             self.key,
             self.ticket,
-            guard.options.scope,
+            scope,
             self.message_id,
             guard.task,
             guard.store.id if self.ticket > 0 else "",
-            {name: given[name] for name in self.call or () if name in _WORKER_OPTIONS},
-            self.publish.holder_id if self.publish.is_duplicate else "",
+            {name: given[name] for name in self.call or () if self._travels(name)},
+            self.publish.holder_id if is_duplicate else "",
+            shares=is_duplicate and guard.is_sharing,
+            shared_ticket=self.claim.holder_ticket if self.claim and guard.is_sharing else 0,
         ).to_header()
+
+    def _travels(self, option: str) -> bool:
+        is_shared = option == "on_duplicate" and self.guard.is_sharing
+        return is_shared or option in _WORKER_OPTIONS
 
     def sent(self) -> None:
         """The broker has it: whatever it replaced is dead from now on."""
@@ -137,9 +149,12 @@ class Publication(NamedTuple):
         )
 
     def unclaimed(self) -> Publication:
-        """The same call without a claim: it is sent all the same, and guarded when it runs."""
+        """The same call without a claim: it is sent all the same, and guarded when it runs.
+
+        It waits for its turn beside the one that waits, and never ends as a duplicate of it.
+        """
         told = replace(self.publish, is_duplicate=False)
-        return self._replace(claim=None, publish=told, ticket=nonce())
+        return self._replace(claim=None, publish=told, ticket=nonce(), is_owed=True)
 
     def error(self) -> DuplicateTaskError:
         """For ``on_duplicate="raise"``."""
@@ -168,6 +183,7 @@ def claim(
     expires: float | None = None,
     own: bool = False,
     retries: int = 0,
+    dispatched: bool = False,
 ) -> Publication:
     """Ask the record whether a call may be sent: one round trip, none where nothing is limited.
 
@@ -181,11 +197,13 @@ def claim(
         expires: Seconds after which the broker drops it.
         own: It replaces the attempt that makes the call, under the same message id.
         retries: Above 0 for a retry whose arguments make it another unit of work.
+        dispatched: A worker sends it on behalf of a task whose body is done.
 
     Raises:
         KeyDerivationError: The arguments give no key.
         StoreUnavailableError: The store is away and ``on_store_error`` says to raise; never for
-            a retry or a replacement, whose task counts on it.
+            a retry, a replacement or a dispatch, whose task counts on it: those are sent without
+            a claim, and wait for the store when they start.
     """
     options, key = guard.options, guard.key(args, kwargs)
     if not options.limits.waiting:
@@ -193,7 +211,7 @@ def claim(
     replaces = options.on_duplicate == "replace"
     debounce = options.debounce if replaces else None
     store = guard.store
-    lost = store.ghosts.get(key)
+    lost = store.ghosts.take(key)
     mark = lost or f"{random.getrandbits(40):x}"
     step = protocol.claim(
         key,
@@ -213,14 +231,15 @@ def claim(
     )
     try:
         answer = store.run(step)
-    except StoreUnavailableError as error:
+    except BaseException as error:
         store.ghosts.add(key, mark)  # it may have been heard, and only the answer lost
-        if options.on_store_error == "raise" and not (own or retries):
+        if not isinstance(error, StoreUnavailableError):
+            raise  # such as a soft time limit in the middle of it
+        if options.on_store_error == "raise" and not (own or retries or dispatched):
             raise
         emit("unguarded", task=guard.task, key=key, message_id=message_id, reason=str(error))
-        return _unclaimed(guard, key, message_id, call, state="unguarded")
-    if lost:
-        store.ghosts.discard(key)
+        sent = _unclaimed(guard, key, message_id, call, state="unguarded")
+        return sent._replace(is_owed=own or retries > 0)
     _tell(guard, key, message_id, answer, guard.preview(args, kwargs))
     holder_id = answer.holder_id or message_id
     publish = OncePublish(answer.status, answer.is_duplicate, holder_id, key, answer.remaining)
@@ -230,14 +249,14 @@ def claim(
 def _fingerprint(guard: Guard, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Of all arguments; empty, which equals none, where one outside of the key has no form."""
     try:
-        return guard.keys.fingerprint(args, kwargs)
+        return guard.fingerprint(args, kwargs)
     except KeyDerivationError:
         return ""
 
 
 def nonce() -> int:
-    """What stands in the place of a ticket where there was no claim."""
-    return -random.getrandbits(50) - 1
+    """What stands in the place of a ticket where there was no claim; says when, as tickets do."""
+    return -(time.time_ns() // 1000)
 
 
 def _unclaimed(

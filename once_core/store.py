@@ -155,13 +155,9 @@ class Ghosts:
         if len(self._nonces) < self.MOST:
             self._nonces[key] = nonce
 
-    def get(self, key: str) -> str:
-        """The nonce of our ghost of this key, or an empty text."""
-        return self._nonces.get(key, "")
-
-    def discard(self, key: str) -> None:
-        """A later claim was answered."""
-        self._nonces.pop(key, None)
+    def take(self, key: str) -> str:
+        """The nonce of our ghost of this key, for one thread alone; or an empty text."""
+        return self._nonces.pop(key, "")
 
 
 def _carrier(source: str | ClientSource) -> _Line | _ClientCarrier:

@@ -10,7 +10,7 @@
 --   nonce lost   of this claim; of an earlier one whose reply was lost, or ''
 --   fingerprint  of all arguments, '' where that does not matter
 -- Returns: claimed|refreshed|replaced ticket delay
---          moved|waiting|running|kept remaining holder
+--          moved|waiting|running|kept remaining ticket holder (both of the holder)
 -- A full server refuses it as a whole; O(1).
 
 
@@ -20,7 +20,7 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
   local clock, text = redis.call('TIME'), string.format
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
-    'qu', 'nu', 'ku', 'zu', 'ou', 'yu')
+    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt')
   if not seen[1] then
     local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
     local due = now + ARGV[3]
@@ -46,7 +46,8 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
       and not string.find(counted.err, 'OOM', 1, true) then
       return counted
     end
-    return 'waiting ' .. text('%.0f', seen[2] - now) .. ' ' .. (seen[6] or seen[7])
+    return 'waiting ' .. text('%.0f', seen[2] - now) .. ' ' .. seen[16] .. ' '
+      .. (seen[6] or seen[7])
   end
 end
 
@@ -66,7 +67,7 @@ local function refuse(status, part, name, free_at)
   if type(counted) == 'table' and counted.err and not string.find(counted.err, 'OOM', 1, true) then
     return counted
   end
-  return answer(status, math.max(free_at - now, 0), part.j or part.i or '')
+  return answer(status, math.max(free_at - now, 0), part.t or 0, part.j or part.i or '')
 end
 
 if kept and not (own and kept.i == id) then return refuse('kept', kept, 'q', kept.u) end
@@ -104,6 +105,7 @@ new.g = nonce
 if expires >= 0 then new.u = math.min(new.u, math.max(now + expires, new.d)) end
 if mode == 'replace' then
   new.p = 1
+  if latest >= 0 then new.q = (waiting and waiting.s or now) + latest end
   if fingerprint ~= '' then new.x = fingerprint end
 end
 if waiting then

@@ -36,6 +36,15 @@ local ttl, heal, keep_for = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[
 local queued, mark, again = ARGV[10] == '1', ARGV[11], ARGV[12] == '1'
 local LONG = 60000
 
+local function mark_done(mark)
+  local marks = { mark }
+  for _, name in ipairs(MARKS) do
+    local older = record[name]
+    if older and not (older.i == mark.i and older.t == mark.t) then marks[#marks + 1] = older end
+  end
+  for index, name in ipairs(MARKS) do record[name] = marks[index] end
+end
+
 local running = record.x0
 local lost = not running or running.a ~= attempt
 local held = running and now - running.s or 0
@@ -46,7 +55,7 @@ else
     local due = running.m == 1 or held > LONG
     if due and mark == 'hold' and not again then return answer('due', held) end
     if due or mark == 'write' then
-      record.k = { i = id, r = retries, t = ticket, u = now + ttl }
+      mark_done({ i = id, r = retries, t = ticket, u = now + ttl })
     end
   end
   record.x0 = nil

@@ -5,23 +5,26 @@
 --   w   waiting        the message that may run next
 --   n   then           a retry waiting behind it
 --   x0  running        the attempt that holds the lease (0: the only slot so far)
---   k   done           mark of an attempt that ended, for late copies of its message
+--   k   done           mark of an attempt that ended, for late copies of its message; k1 to k3:
+--                      of those before it (several may have copies about)
 --   z   spent          a ticket that had copies, and the only message that may run with it
---   o   replaced       tickets up to this one are dead
+--   o   replaced       tickets up to this one are dead (f: the highest of those that ran)
 --   q   kept           publishes are refused until then
 --   y   released       an attempt whose lease a person took away
 --   l   last number given out (tickets and fences)      v   version of the format
 -- Fields of parts:
 --   a attempt  b host and pid  c copies  d due  e heal_every  f fence  g nonce of the claim
 --   h heal_at  i message id  j id of the newest copy  k length of the lease  m redelivered
---   p replaces  r retries  s since  t ticket  u until  x fingerprint  z suppressed
+--   p replaces  q latest moment to which a burst is delayed  r retries  s since  t ticket
+--   u until  x fingerprint  z suppressed
 -- Fields this version does not know survive; `local` everywhere: one global assignment
 -- would end a fakeredis server for good.
 
 local KEY = KEYS[1]
 local HEAL_FLOOR = 60000
 local TEXT = { a = true, b = true, g = true, i = true, j = true, x = true }
-local PARTS = { 'w', 'n', 'x0', 'k', 'z', 'o', 'q', 'y' }
+local MARKS = { 'k', 'k1', 'k2', 'k3' }
+local PARTS = { 'w', 'n', 'x0', 'k', 'k1', 'k2', 'k3', 'z', 'o', 'q', 'y' }
 local KNOWN = {}
 for _, name in ipairs(PARTS) do KNOWN[name] = true end
 -- numbers that are 0 are not stored
@@ -156,7 +159,7 @@ end
 local function replace_below(ticket, ttl)
   local till = math.max(now + ttl, record.w and record.w.u or 0)
   local old = record.o or { t = 0, u = 0 }
-  record.o = { t = math.max(old.t, ticket - 1), u = math.max(old.u, till) }
+  record.o = { t = math.max(old.t, ticket - 1), u = math.max(old.u, till), f = old.f }
 end
 
 -- Forgets what waits under this id up to these retries: it runs, or has run, already.

@@ -43,7 +43,7 @@ local longest, window = tonumber(ARGV[9]), tonumber(ARGV[10])
 local queued, limited, give_up = ARGV[11] == '1', ARGV[12] == '1', ARGV[13] == '1'
 
 local waiting, behind, running = record.w, record.n, record.x0
-local done, spent, replaced = record.k, record.z, record.o
+local spent, replaced = record.z, record.o
 
 local function end_with(status, part)
   save(true)
@@ -61,15 +61,26 @@ local own = named(running)
 local stands = stands_for(waiting, id, ticket, retries) or stands_for(behind, id, ticket, retries)
 local mentioned = named(waiting) or named(behind)
 
-if done and done.i == id and done.t == ticket and retries <= done.r then
-  take_away(id, ticket, retries)
-  return end_with('repeated', done)
+for _, name in ipairs(MARKS) do
+  local done = record[name]
+  if done and done.i == id and done.t == ticket and retries <= done.r then
+    take_away(id, ticket, retries)
+    return end_with('repeated', done)
+  end
 end
 if named(waiting) and retries < waiting.r and ticket > 0 and ticket < waiting.t then
   return end_with('repeated', waiting)
 end
+-- Replaced again and again while it waits in a backlog, a unit would never run: now and then an
+-- older message runs in the place of the newest, which still runs after it.
+local is_starving = not (limited and running) and waiting and waiting.p == 1 and now >= waiting.d
+  and now - math.max(waiting.s, waiting.q or 0) >= heal
+  and ticket < waiting.t and ticket > (replaced and replaced.f or 0)
+
 if ticket > 0 and not (own or stands or mentioned) then
-  if replaced and ticket <= replaced.t then return end_with('superseded', waiting or running) end
+  if replaced and ticket <= replaced.t and not is_starving then
+    return end_with('superseded', waiting or running)
+  end
   if spent and ticket == spent.t and id ~= spent.i and retries == 0 then
     return end_with('superseded', spent)
   end
@@ -100,6 +111,8 @@ if waiting and waiting.p == 1 and ticket > 0 then
   replace_below(math.min(ticket, waiting.t), ttl)
 end
 
+if ticket > 0 and record.o then record.o.f = math.max(record.o.f or 0, ticket) end
+
 local fence = number()
 if limited then
   record.x0 = {
@@ -112,6 +125,7 @@ local part = stands_for(waiting, id, ticket, retries) and waiting
   or stands_for(behind, id, ticket, retries) and behind
   or named(waiting) and waiting or named(behind) and behind or nil
 local waited = part and now - part.s or 0
+if is_starving then waiting.s = now end
 if part and part == waiting then
   if part.c > 0 then
     record.z = { t = part.t, i = id, u = math.max(part.u, now + ttl) }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from _support import ledger
+from _support import canvas_tasks, ledger, ways_in_tasks, ways_out_tasks
 from once_celery import OnceOptions, OnceTask, current_lease
 
 SETTINGS = "TEST_CELERY"
@@ -117,6 +117,13 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
     @task(base=OnceTask, bind=True, once={"on_duplicate": "raise"})
     def raising(self, unit, seconds=0.0):
         return _body(self, unit, seconds)
+
+    @task(base=OnceTask, bind=True, once={"on_duplicate": "share", "lease": 30})
+    def sharing(self, unit, seconds=0.0, fails=False):
+        value = _body(self, unit, seconds)
+        if fails:
+            raise RuntimeError(f"on purpose: {unit}")
+        return value
 
     @task(base=OnceTask, bind=True, once={"key": ["unit"], "on_duplicate": "replace"})
     def replacing(self, unit, seconds=0.0, payload=None):
@@ -255,6 +262,10 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
     def expiring(self, unit):
         return _body(self, unit)
 
+    @task()
+    def collect(values):
+        return values
+
     @task(bind=True)
     def plain(self, unit, seconds=0.0):
         return _body(self, unit, seconds)
@@ -266,6 +277,10 @@ def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sampl
     @task()
     def plain_noop(number=0):
         return None
+
+    ways_out_tasks.add(task, _body, path)
+    ways_in_tasks.add(task, _body, path)
+    canvas_tasks.add(task, _body)
 
 
 if SETTINGS in os.environ:

@@ -34,7 +34,7 @@ class Waiting(Part):
     letters: ClassVar[dict[str, str]] = {
         "until": "u", "ticket": "t", "id": "i", "retries": "r", "since": "s", "due": "d",
         "heals_at": "h", "heals_every": "e", "copies": "c", "replaces": "p", "nonce": "g",
-        "newest_copy": "j", "fingerprint": "x", "refused": "z",
+        "newest_copy": "j", "fingerprint": "x", "refused": "z", "burst_ends": "q",
     }  # fmt: skip
     ticket: int
     id: str
@@ -49,6 +49,7 @@ class Waiting(Part):
     newest_copy: str | None = None
     fingerprint: str | None = None
     refused: int = 0
+    burst_ends: float = 0.0
 
     def stands_for(self, message: Message) -> bool:
         """Whether this part is the message's own."""
@@ -106,8 +107,9 @@ class Spent(Part):
 class Replaced(Part):
     """Tickets up to this one are dead."""
 
-    letters: ClassVar[dict[str, str]] = {"until": "u", "ticket": "t"}
+    letters: ClassVar[dict[str, str]] = {"until": "u", "ticket": "t", "started": "f"}
     ticket: int
+    started: int = 0
 
 
 @dataclass
@@ -128,11 +130,12 @@ class Released(Part):
     attempt: str
 
 
-SECONDS = {"until", "since", "due", "heals_at", "heals_every", "lease"}
+SECONDS = {"until", "since", "due", "heals_at", "heals_every", "lease", "burst_ends"}
 PREFIXES = {
-    "waiting": "w", "behind": "n", "running": "x0", "done": "k", "spent": "z", "replaced": "o",
-    "kept": "q", "released": "y",
+    "waiting": "w", "behind": "n", "running": "x0", "done": "k", "done_1": "k1", "done_2": "k2",
+    "done_3": "k3", "spent": "z", "replaced": "o", "kept": "q", "released": "y",
 }  # fmt: skip
+MARKS = ("done", "done_1", "done_2", "done_3")
 
 
 @dataclass
@@ -143,6 +146,9 @@ class State:
     behind: Waiting | None = None
     running: Running | None = None
     done: Done | None = None
+    done_1: Done | None = None
+    done_2: Done | None = None
+    done_3: Done | None = None
     spent: Spent | None = None
     replaced: Replaced | None = None
     kept: Kept | None = None
@@ -153,6 +159,19 @@ class State:
         """The parts that are there, by their word."""
         found = {word: getattr(self, word) for word in PREFIXES}
         return {word: part for word, part in found.items() if part is not None}
+
+    @property
+    def marks(self) -> list[Done]:
+        """Of deliveries that ended, the newest first."""
+        found = [getattr(self, word) for word in MARKS]
+        return [mark for mark in found if mark is not None]
+
+    def mark_done(self, mark: Done) -> None:
+        """Four are remembered; one message has one."""
+        others = [old for old in self.marks if (old.id, old.ticket) != (mark.id, mark.ticket)]
+        marks = [mark, *others, *[None] * len(MARKS)]
+        for word, each in zip(MARKS, marks, strict=False):
+            setattr(self, word, each)
 
     def close_ranks(self) -> None:
         """The retry behind moves up where nothing waits before it."""
@@ -273,6 +292,8 @@ class RecordModel:
             fresh.until = min(fresh.until, max(due, now + expires))
         if replace:
             fresh.replaces, fresh.fingerprint = True, fingerprint or None
+            if latest is not None:
+                fresh.burst_ends = (waiting.since if waiting else now) + latest
         if waiting:
             fresh.since, fresh.until = waiting.since, max(fresh.until, waiting.until)
         state.waiting = fresh
@@ -293,7 +314,7 @@ class RecordModel:
         self._save(state)
         return "withdrawn" if found else "not_yours"
 
-    def start(
+    def start(  # noqa: C901  # one branch a rule
         self,
         now: float,
         message: Message,
@@ -316,7 +337,8 @@ class RecordModel:
         queue = [part for part in (state.waiting, state.behind) if part]
         exact = [part for part in queue if part.stands_for(message)]
         named = [part for part in queue if part.id == message.id]
-        ended = self._is_over(state, now, message, known=bool(exact or named))
+        starving = not (running and holder) and self._is_starving(state, now, message, heal_after)
+        ended = self._is_over(state, now, message, known=bool(exact or named), starving=starving)
         if ended:
             self._save(state)
             return ended
@@ -332,6 +354,8 @@ class RecordModel:
                 self._save(state)
                 return Start("early", remaining=first.due - now)
             self._bury_below(state, now, min(message.ticket, first.ticket), ttl)
+        if message.ticket > 0 and state.replaced:
+            state.replaced.started = max(state.replaced.started, message.ticket)
         fence = self._number(state, now)
         if running:
             state.running = Running(
@@ -345,9 +369,12 @@ class RecordModel:
             if window and not message.retries:
                 until = max(mine.due + window, state.kept.until if state.kept else 0.0)
                 state.kept = Kept(until, message.id, now)
+        waited = now - mine.since if mine else 0.0
+        if starving and first:
+            first.since = now
         state.forget(mine)
         self._save(state)
-        return Start("started", fence, now - mine.since if mine else 0.0, found=mine is not None)
+        return Start("started", fence, waited, found=mine is not None)
 
     def renew(
         self,
@@ -404,7 +431,8 @@ class RecordModel:
                 if late_copy_likely and not write_mark:
                     return Finish("due", held)
                 if late_copy_likely or write_mark:
-                    state.done = Done(now + ttl, message.id, message.retries, message.ticket)
+                    mark = Done(now + ttl, message.id, message.retries, message.ticket)
+                    state.mark_done(mark)
             state.running = None
             if outcome == "success" and keep_for:
                 state.kept = Kept(now + keep_for, message.id, now)
@@ -465,15 +493,26 @@ class RecordModel:
         elif state.parts() != self.state.parts():
             self.state = state
 
+    @staticmethod
+    def _is_starving(state: State, now: float, message: Message, heal_after: float) -> bool:
+        """Whether what waits has been replaced for so long that this older message may run."""
+        first = state.waiting
+        if not (first and first.replaces and now >= first.due):
+            return False
+        started = state.replaced.started if state.replaced else 0
+        waits_since = max(first.since, first.burst_ends)
+        return started < message.ticket < first.ticket and now - waits_since >= heal_after
+
     def _is_over(  # noqa: PLR0911  # one return a rule
-        self, state: State, now: float, message: Message, *, known: bool
+        self, state: State, now: float, message: Message, *, known: bool, starving: bool
     ) -> Start | None:
         """Whether this delivery is known to be dead, and by what."""
-        done, first = state.done, state.waiting
-        is_ended = done and (done.id, done.ticket) == (message.id, message.ticket)
-        if is_ended and message.retries <= done.retries:
-            self._take_away(state, now, message)
-            return self._refusal("repeated", done, now)
+        first = state.waiting
+        for done in state.marks:
+            is_ended = (done.id, done.ticket) == (message.id, message.ticket)
+            if is_ended and message.retries <= done.retries:
+                self._take_away(state, now, message)
+                return self._refusal("repeated", done, now)
         if message.ticket <= 0:
             return None
         is_retried = first and first.id == message.id and first.retries > message.retries
@@ -481,7 +520,7 @@ class RecordModel:
             return self._refusal("repeated", first, now)
         if known or (state.running and state.running.id == message.id):
             return None
-        if state.replaced and state.replaced.ticket >= message.ticket:
+        if state.replaced and state.replaced.ticket >= message.ticket and not starving:
             return self._refusal("superseded", first or state.running, now)
         spent = state.spent
         if spent and spent.ticket == message.ticket and spent.id != message.id:
@@ -528,7 +567,9 @@ class RecordModel:
     ) -> Claim:
         part.refused += 1
         self._save(state)
-        return Claim(status, holder_id=holder, remaining=max(free_at - now, 0.0))
+        ticket = getattr(part, "ticket", 0)
+        remaining = max(free_at - now, 0.0)
+        return Claim(status, holder_id=holder, remaining=remaining, holder_ticket=ticket)
 
     @staticmethod
     def _refusal(status: str, part: Any, now: float) -> Start:
@@ -564,7 +605,8 @@ class RecordModel:
     def _bury_below(state: State, now: float, ticket: int, ttl: float) -> None:
         until = max(now + ttl, state.waiting.until if state.waiting else 0.0)
         old = state.replaced or Replaced(0.0, 0)
-        state.replaced = Replaced(max(old.until, until), max(old.ticket, ticket - 1))
+        dead = max(old.ticket, ticket - 1)
+        state.replaced = Replaced(max(old.until, until), dead, old.started)
 
     @staticmethod
     def _take_away(state: State, now: float, message: Message) -> bool:

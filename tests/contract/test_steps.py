@@ -992,3 +992,71 @@ def test_a_released_message_still_runs(store: Unit) -> None:
     answer = store.start(message)
 
     assert (answer.status, answer.found) == ("started", False)
+
+
+def test_what_is_replaced_in_a_backlog_again_and_again_runs_now_and_then(store: Unit) -> None:
+    """Every message meets a newer one before its turn comes; after heal_after an older one runs.
+
+    The newest still runs last, and the next older one has to wait as long again.
+    """
+    sent = []
+    for number in range(4):
+        sent.append(store.send(f"m{number}", replace=True))
+        store.confirm(sent[-1])
+        store.pass_time(25)
+    assert store.start(sent[0], "a0").status == "started"
+    store.finish(sent[0], "a0", "success")
+    assert store.start(sent[1], "a1").status == "superseded"
+    assert store.start(sent[3], "a3").status == "started"
+    store.finish(sent[3], "a3", "success")
+    assert store.start(sent[2], "a2").status == "superseded"
+
+
+def test_no_older_message_runs_after_a_newer_one_in_a_backlog(store: Unit) -> None:
+    """Of those whose turn might come, only one that is newer than all that ran."""
+    sent = []
+    for number in range(3):
+        sent.append(store.send(f"m{number}", replace=True))
+        store.confirm(sent[-1])
+        store.pass_time(40)
+    assert store.start(sent[1], "a1").status == "started"
+    store.finish(sent[1], "a1", "success")
+    store.pass_time(100)
+    assert store.start(sent[0], "a0").status == "superseded"
+
+
+def test_late_copies_are_known_though_three_others_left_marks(store: Unit) -> None:
+    """Each of the four was redelivered while it ran; the copies come in the end."""
+    sent = []
+    for number in range(4):
+        sent.append(store.send(f"m{number}"))
+        store.start(sent[-1], f"a{number}")
+        store.start(sent[-1], f"copy{number}")
+        store.finish(sent[-1], f"a{number}", "success", write_mark=True)
+    assert [store.start(each, "late").status for each in sent] == ["repeated"] * 4
+
+
+def test_what_is_replaced_while_one_runs_is_superseded(store: Unit) -> None:
+    """However long it runs: there is no backlog, and the newest has its turn after it."""
+    long = store.send("long", replace=True)
+    store.start(long, "a0", lease=600)
+    sent = []
+    for number in range(3):
+        sent.append(store.send(f"m{number}", replace=True))
+        store.confirm(sent[-1])
+        store.pass_time(100)
+    assert [store.start(each, "a1").status for each in sent] == [
+        "superseded", "superseded", "overlap",
+    ]  # fmt: skip
+
+
+def test_a_burst_runs_once_at_its_latest_moment(store: Unit) -> None:
+    """Several of its messages are due then, and an older one may come first."""
+    sent = []
+    for number in range(3):
+        sent.append(store.send(f"m{number}", replace=True, delay=40, latest=60))
+        store.confirm(sent[-1])
+        store.pass_time(30)
+    assert store.start(sent[0], "a0").status == "superseded"
+    assert store.start(sent[1], "a1").status == "superseded"
+    assert store.start(sent[2], "a2").status == "started"

@@ -31,6 +31,7 @@ FENCE = re.compile(r"^```([a-z{][^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NO_OPTIONS = {
     "once_celery", "once_core", "once_dramatiq", "once_pytest",  # packages
     "queue_lock", "running_lock", "once", "acks_late",  # attributes of a task
+    "task_id", "ignore_result", "argsrepr", "expires", "pydantic",  # of Celery's calls
     "lost", "task_cls", "lock_expiry", "base", "unlock_before_run",  # others' words
 }  # fmt: skip
 

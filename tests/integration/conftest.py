@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -32,6 +33,8 @@ def scenes(
     yield scene_of
     for each in made.values():
         each.close()
+    # A handle that is collected after the server has ended tries for 20 s to tell it
+    gc.collect()
 
 
 @pytest.fixture

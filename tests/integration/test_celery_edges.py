@@ -9,6 +9,8 @@ from _support.waiting import wait_until
 
 from once_celery import ConfigurationError, OnceTask
 
+pytestmark = pytest.mark.lifecycle
+
 
 def test_a_task_that_replaces_itself_is_not_refused_by_the_one_that_waits(
     scene: Deployment, unit: str

@@ -11,6 +11,8 @@ from celery import chain, chord
 
 from once_celery import OverlapError
 
+pytestmark = pytest.mark.lifecycle
+
 # defer
 
 

@@ -14,6 +14,8 @@ from celery import Celery, chain, chord, group
 from once_celery import DuplicateTaskError
 from once_core.devserver import DevServer
 
+pytestmark = pytest.mark.lifecycle
+
 BROKERS = ["redis", "rabbitmq"]
 
 

@@ -11,6 +11,8 @@ from _support.scenes import everywhere, let_go
 from _support.waiting import wait_until
 from celery import Celery, chain
 
+pytestmark = pytest.mark.lifecycle
+
 KINDS = ["retrying", "retrying_late", "retrying_quietly", "autoretrying"]
 
 
@@ -192,3 +194,16 @@ def is_logged(scene: Deployment, kind: str, message_id: str) -> bool:
     """Whether a worker of this scene told of such a decision about this message."""
     logs = "\n".join(worker.log for worker in scene.workers)
     return any(kind in line and f"message_id={message_id}" in line for line in logs.splitlines())
+
+
+def test_a_call_is_refused_while_a_retry_without_lease_waits(scene: Deployment, unit: str) -> None:
+    """Scope "queued" has no lease that ends when the retry is noted: it is noted before."""
+    task, once = scene.task("retrying"), {"scope": "queued"}
+    handle = task.apply_async((unit,), {"countdown": 3}, once=once)
+    wait_until(lambda: handle.status == "RETRY", "it waits for its retry")
+
+    refused = task.apply_async((unit,), once=once)
+
+    assert (refused.id, refused.once.state) == (handle.id, "waiting")
+    assert handle.get(timeout=20) == "after 1"
+    assert not task.is_locked(unit)

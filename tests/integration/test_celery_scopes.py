@@ -10,6 +10,8 @@ from _support.ledger import overlaps
 from _support.scenes import everywhere, hold, ids, let_go
 from _support.waiting import wait_until
 
+pytestmark = pytest.mark.lifecycle
+
 # queued+running, the default
 
 

@@ -10,10 +10,13 @@ import pytest
 from _support import ledger
 from _support.deployment import Deployment
 from _support.ledger import Run
+from _support.redelivery import sweeping
 from _support.waiting import wait_until
 from _support.workers import CeleryWorker
 
 from once_core.devserver import DevServer
+
+pytestmark = pytest.mark.lifecycle
 
 LEASE = 3.0
 
@@ -67,11 +70,12 @@ def test_a_message_of_a_killed_worker_runs_again_under_acks_late(
 
     redelivery = 4 + 2 if broker == "redis" else 1
     lapse = LEASE if host == "another host" else 0
-    second = wait_until(
-        lambda: scene.runs(unit)[1:],
-        "the message runs again",
-        within=redelivery + lapse + SLACK,
-    )[0]
+    with sweeping(scene):
+        second = wait_until(
+            lambda: scene.runs(unit)[1:],
+            "the message runs again",
+            within=redelivery + lapse + SLACK,
+        )[0]
     assert (second.message_id, second.retries) == (result.id, 0)
     assert second.pid != first.pid
     assert second.fence > first.fence
@@ -206,9 +210,10 @@ def test_a_redelivery_of_a_message_whose_body_still_runs_runs_no_second_body(
     )
     workers = [scene.worker(), scene.worker()]
 
-    result = scene.task("work_late").delay(unit, 8.0)
+    with sweeping(scene):
+        result = scene.task("work_late").delay(unit, 8.0)
 
-    assert result.get(timeout=40) == f"done {unit}"
+        assert result.get(timeout=40) == f"done {unit}"
     wait_until(
         lambda: any(" repeated work_late" in each.log for each in workers),
         "the copy has been recognised",

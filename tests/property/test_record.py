@@ -666,6 +666,9 @@ class Promises(RuleBasedStateMachine):
         books.newest = max(books.newest, sent.number)
         books.last_start = self.now
         books.owed.clear()
+        waiting = self.both.model.state.waiting
+        if waiting is not None and waiting.since == self.now:
+            books.burst = self.now  # an older one ran, for the newest was replaced for too long
 
     @precondition(lambda self: self.workers)
     @rule(pause=PAUSES, which=WHICH, delay=WHICH, fate=st.integers(0, 9))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from once_core import attempt as attempt_module
-from once_core import protocol
+from once_core import lost, protocol
 from once_core._heartbeat import Heartbeat
 from once_core._host import whereabouts
 from once_core.attempt import Attempt, current_attempt, deferral
@@ -109,11 +109,12 @@ def test_dead_holder_is_no_hindrance(
     guard = guarded()
     _claimed(guard, "m1").start()
     second = _claimed(guard, "m2")
-    monkeypatch.setattr(attempt_module, "is_dead", lambda where: where == whereabouts())
+    for module in (attempt_module, lost):
+        monkeypatch.setattr(module, "is_dead", lambda where: where == whereabouts())
 
     assert second.start().status == "started"
     assert [(each.kind, each.reason) for each in told if each.kind == "reaped"] == [
-        ("reaped", f"its process {whereabouts()} is gone")
+        ("reaped", f"its process is gone ({whereabouts()})")
     ]
 
 

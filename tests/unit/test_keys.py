@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import decimal
 import enum
 import functools
 import re
-import timeit
 import uuid
 from typing import Any
 
@@ -297,9 +295,10 @@ def test_celery_task() -> None:
     for task in (one, two, three):
         assert KeySpec("x", task.run).bind((1,), {}) == {"a": 1, "b": 2}
     spec, order = KeySpec("x", three.run), Order(uid=uuid.UUID(int=1))
-    args, kwargs = three._dump_pydantic_arguments((order,), {})
-    assert args != (order,)
-    assert spec.key(args, kwargs) == spec.key((order,), {})
+    args = (order.model_dump(mode="json"),)
+    if dump := getattr(three, "_dump_pydantic_arguments", None):  # before 5.7 callers dump
+        assert dump((order,), {}) == (args, {})
+    assert spec.key(args, {}) == spec.key((order,), {})
 
 
 def test_secret() -> None:
@@ -418,18 +417,3 @@ def test_ten_megabyte_argument() -> None:
     spec = KeySpec("t", _sync, "{order_id}")
 
     assert len(spec.key(("x" * 10_000_000,), {})) < 110
-
-
-def test_fast_enough() -> None:
-    """Three plain arguments take under 10 microseconds (measured: 3), noise allowed for."""
-    spec = KeySpec("orders.sync", _sync)
-    kwargs: dict[str, object] = {}
-
-    best = min(timeit.repeat(lambda: spec.key((1, "abc", 3), kwargs), number=2000, repeat=9))
-
-    with contextlib.suppress(ImportError):
-        import coverage
-
-        if coverage.Coverage.current():
-            return
-    assert best / 2000 < 10e-6

@@ -176,7 +176,7 @@ def test_timedelta(name: str) -> None:
 def test_wrong_choice() -> None:
     """A value that is none of the choices is told the choices."""
     assert _wrong(on_duplicate="drop") == (
-        "once option on_duplicate='drop' must be one of 'skip', 'raise', 'replace'"
+        "once option on_duplicate='drop' must be one of 'skip', 'raise', 'replace', 'share'"
     )
     assert _wrong(on_overlap="wait") == (
         "once option on_overlap='wait' must be one of 'defer', 'skip', 'raise'"
