@@ -12,15 +12,11 @@ from once_celery._binding import Binding
 from once_core.attempt import deferral
 from once_core.envelope import HEADER, Envelope
 from once_core.events import emit
-from once_core.protocol import Start
 
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["defer", "delay_of", "is_put_back", "longest_delay"]
-
-LAPSE_MARGIN = 0.1
-"""Seconds after the end of a lease at which a message that waits for it comes back."""
+__all__ = ["defer", "is_put_back", "longest_delay"]
 
 _KEPT = ("argsrepr", "kwargsrepr", "parent_id", "root_id")
 """Of Celery's own headers: what it does not carry over by itself."""
@@ -36,22 +32,6 @@ def is_put_back(task_id: str | None) -> bool:
 def longest_delay(task: Task) -> float:
     """Seconds; a message that is held for longer than the broker's time-out is given out again."""
     return Binding.of(task.app).given_out_again / 4
-
-
-def delay_of(task: Task, answer: Start | None, deferrals: int) -> float:
-    """Seconds after which a message that could not start is to come again.
-
-    Args:
-        task: Its task.
-        answer: Why it did not start; None while the store is away.
-        deferrals: How often it was put back.
-    """
-    longest = longest_delay(task)
-    if answer is not None and answer.status == "early":
-        return min(answer.remaining, longest)
-    delay = deferral(deferrals, longest)
-    # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
-    return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay
 
 
 def defer(task: Task, envelope: Envelope, delay: float, reason: str, waits: int) -> None:

@@ -14,7 +14,6 @@ from once_celery.errors import StoreUnavailableError
 from once_core import errors
 from once_core.attempt import Attempt, current_attempt
 from once_core.envelope import HEADER, OFF, Envelope
-from once_core.events import logger
 from once_core.guard import Guard
 from once_core.lost import LostRetry
 from once_core.publish import OncePublish, Publication, claim
@@ -22,7 +21,7 @@ from once_core.publish import OncePublish, Publication, claim
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["PENDING", "as_called", "publish", "publish_unguarded"]
+__all__ = ["PENDING", "publish", "publish_unguarded"]
 
 PENDING = "once_attempt"
 """Attribute of a request that came to its body: the attempt that waits for its result to be
@@ -132,7 +131,7 @@ def _resend(
     )
     if envelope.scope == OFF or envelope.duplicate_of:  # nothing of it is in the record
         return _handle(send(args, kwargs, task_id=envelope.message_id, **options), told)
-    retry = LostRetry(as_called(guard, envelope), envelope, options["retries"] - 1)
+    retry = LostRetry(guard.as_called(envelope), envelope, options["retries"] - 1)
     retry.announce(_delay(options))
     try:
         result = send(args, kwargs, task_id=envelope.message_id, **options)
@@ -237,18 +236,6 @@ def _refuse(
     sending = _with_header(options, publication.header)
     result = send(args, kwargs, task_id=publication.message_id, **sending)
     return _handle(result, told)
-
-
-def as_called(guard: Guard, envelope: Envelope) -> Guard:
-    """A guard with the options of a call.
-
-    A producer of another version may know options that this one does not: those are left out.
-    """
-    try:
-        return guard.with_call(envelope.call)
-    except errors.ConfigurationError as error:
-        logger.warning("options of the call are left out: %s", error)
-        return guard
 
 
 def _is_dispatched_by_worker(task: Task, options: Mapping[str, Any], task_id: str | None) -> bool:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject
 
 from once_celery._binding import Binding
-from once_celery._defer import defer, delay_of
-from once_celery._publish import PENDING, as_called
+from once_celery._defer import defer, longest_delay
+from once_celery._publish import PENDING
 from once_celery._settle import count_in_chord, has_ended, settle, share
-from once_core.attempt import Attempt
+from once_core.attempt import Attempt, delay_after
 from once_core.envelope import HEADER, OFF, Envelope
-from once_core.errors import OverlapError, StoreUnavailableError
+from once_core.errors import StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
 from once_core.protocol import Message, Outcome, Start
@@ -48,7 +48,7 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
     if envelope is not None and envelope.scope == OFF:
         return body()
     if envelope is not None:
-        guard = as_called(guard, envelope)
+        guard = guard.as_called(envelope)
         if envelope.duplicate_of:
             return _end_duplicate(task, guard, envelope)
     key = envelope.key if envelope else guard.key(request.args or (), request.kwargs or {})
@@ -85,7 +85,7 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
                 _end(request, attempt, "failure")
         if answer is not None and answer.status not in ("overlap", "early"):
             return _end_without_run(task, attempt, answer)
-        delay = delay_of(task, answer, attempt.envelope.deferrals + waits)
+        delay = delay_after(answer, attempt.envelope.deferrals + waits, longest_delay(task))
         waits += 1
         defer(task, attempt.envelope._replace(is_copy=is_copy), delay, reason, waits)
 
@@ -96,9 +96,7 @@ def _start(attempt: Attempt) -> tuple[Start | None, str]:
         answer = attempt.start()
     except StoreUnavailableError as error:
         return None, str(error)
-    if answer.status == "early":
-        return answer, "it is due later now"
-    return answer, f"an attempt of message {answer.holder_id} runs"
+    return answer, answer.reason
 
 
 def _execute(request: Any, attempt: Attempt, body: Callable[[], object]) -> object:
@@ -130,19 +128,12 @@ def _end_without_run(task: Task, attempt: Attempt, answer: Start) -> object:
     guard = attempt.guard
     if answer.status == "repeated":
         # its first delivery has stored its result and settled its canvas
-        _tell(attempt, "repeated", answer, "it ended before")
+        attempt.tell("repeated", answer.reason, holder_id=answer.holder_id)
         raise Ignore("repeated: an earlier delivery of this message has ended")
     if answer.status == "skipped":
-        _tell(attempt, "skipped", answer, "another attempt runs")
+        attempt.tell("skipped", "another attempt runs", holder_id=answer.holder_id)
         if guard.options.on_overlap == "raise":
-            raise OverlapError(
-                f"{task.name} did not start: message {answer.holder_id} runs the same unit of "
-                f"work ({attempt.key}) at {answer.where}; retry later, or use "
-                'on_overlap="defer" to have the message wait for its turn',
-                task=task.name,
-                key=attempt.key,
-                holder_id=answer.holder_id,
-            )
+            raise attempt.overlap_error(answer)
     if answer.status == "duplicate" or (answer.status == "superseded" and guard.is_sharing):
         envelope = attempt.envelope._replace(duplicate_of=answer.holder_id, shares=guard.is_sharing)
         return _end_duplicate(task, guard, envelope)
@@ -175,14 +166,3 @@ def _is_remembered(task: Task) -> bool:
     binding = Binding.of(task.app)
     has_result = binding.has_results and not request.ignore_result
     return not task.acks_late or has_result or not binding.is_on_amqp
-
-
-def _tell(attempt: Attempt, kind: str, answer: Start, reason: str) -> None:
-    emit(
-        kind,
-        task=attempt.guard.task,
-        key=attempt.key,
-        message_id=attempt.message.id,
-        holder_id=answer.holder_id,
-        reason=reason,
-    )

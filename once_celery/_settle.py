@@ -9,13 +9,11 @@ from celery.canvas import maybe_signature
 from celery.exceptions import Ignore
 
 from once_celery._defer import defer, longest_delay
-from once_core import protocol
-from once_core.attempt import deferral
 from once_core.envelope import Envelope
-from once_core.errors import DuplicateTaskError, StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
 from once_core.protocol import Message
+from once_core.sharing import Search
 
 if TYPE_CHECKING:
     from celery import Task
@@ -24,13 +22,6 @@ __all__ = ["count_in_chord", "has_ended", "settle", "share"]
 
 CLOCKS_APART = 60.0
 """Seconds by which the clocks of workers and of the lock store may differ."""
-
-LONGEST_LOOK = 5.0
-"""Seconds between two looks for the holder's result: what waits for it should not wait longer."""
-
-LOOKS_WITHOUT_HOLDER = 5
-"""Looks in a row, about 15 s, that find neither the holder nor its result. One is no proof: a
-result is stored after the lease is freed."""
 
 
 def has_ended(task: Task, message: Message) -> bool:
@@ -128,18 +119,15 @@ def share(task: Task, guard: Guard, envelope: Envelope) -> object:
     """
     looks = 0
     refuse_to_overwrite(task)
+    search = Search(guard, envelope, longest_delay(task))
     while True:
-        result = _result(task, envelope.duplicate_of)
+        result = _result(task, search.envelope.duplicate_of)
         if result is not None:
-            return _end_with(task, envelope, result)
-        envelope = _look(guard, envelope)
-        deferrals = envelope.deferrals + looks
-        is_gone = envelope.missed >= LOOKS_WITHOUT_HOLDER
-        if is_gone or deferrals * LONGEST_LOOK > guard.options.ttl:
-            raise _no_result(task, guard, envelope, is_gone=is_gone)
-        delay = deferral(deferrals, min(LONGEST_LOOK, longest_delay(task)))
+            return _end_with(task, search.envelope, result)
+        delay = search.look(looks)
         looks += 1
-        defer(task, envelope, delay, f"waits for the result of {envelope.duplicate_of}", looks)
+        reason = f"waits for the result of {search.envelope.duplicate_of}"
+        defer(task, search.envelope, delay, reason, looks)
 
 
 def _end_with(task: Task, envelope: Envelope, result: Any) -> object:
@@ -155,44 +143,6 @@ def _end_with(task: Task, envelope: Envelope, result: Any) -> object:
     if isinstance(value, BaseException) and not result.successful():
         raise value
     return value
-
-
-def _look(guard: Guard, envelope: Envelope) -> Envelope:
-    """Who holds the unit now, and how many looks in a row found neither them nor a result."""
-    try:
-        fields = guard.store.run(protocol.inspect(envelope.key))
-    except StoreUnavailableError:
-        return envelope  # nobody can say
-    holder_id, ran = envelope.duplicate_of, fields.get("zi", "")
-    held = {fields.get(f"{part}{letter}") for part in ("w", "n", "x0") for letter in "ij"}
-    if holder_id in held:
-        return envelope._replace(missed=0)
-    if ran != holder_id and fields.get("zt") == str(envelope.shared_ticket):
-        # the holder was one of several copies, and another of them ran with its ticket
-        return envelope._replace(duplicate_of=ran, missed=0)
-    if guard.options.limits.running or fields.get("qi") == holder_id:
-        return envelope._replace(missed=envelope.missed + 1)
-    return envelope._replace(missed=0)  # it may run: this scope keeps no account of that
-
-
-def _no_result(
-    task: Task, guard: Guard, envelope: Envelope, *, is_gone: bool
-) -> DuplicateTaskError:
-    holder_id = envelope.duplicate_of
-    why = (
-        "is neither waiting nor running any more and left no result"
-        if is_gone
-        else f"had none after {guard.options.ttl:g} s (ttl)"
-    )
-    return DuplicateTaskError(
-        f"{task.name} was to end with the result of {holder_id}, of which it is a duplicate, but "
-        f'that {why}; call it again, give it a longer ttl, or use on_duplicate="skip", which '
-        "ends duplicates at once with return_on_duplicate",
-        task=task.name,
-        key=envelope.key,
-        state="gone" if is_gone else "waiting",
-        holder_id=holder_id,
-    )
 
 
 def _result(task: Task, message_id: str) -> Any:

@@ -5,6 +5,7 @@ Imports neither of them.
 
 from __future__ import annotations
 
+from once_core.configuration import configure
 from once_core.errors import (
     ConfigurationError,
     DuplicateTaskError,
@@ -38,6 +39,7 @@ __all__ = [
     "OverlapError",
     "Store",
     "StoreUnavailableError",
+    "configure",
     "current_lease",
     "subscribe",
 ]

@@ -7,7 +7,7 @@ server (measured with redis-py 8.1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
@@ -24,7 +24,15 @@ from once_core.events import logger
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Client", "ClientSource", "is_cluster", "make_async_client", "make_client", "masked"]
+__all__ = [
+    "Client",
+    "ClientSource",
+    "Like",
+    "is_cluster",
+    "make_async_client",
+    "make_client",
+    "masked",
+]
 
 Client = redis.Redis | redis.RedisCluster
 AsyncClient = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -48,6 +56,51 @@ _fakes: dict[str, object] = {}
 """Servers of ``memory://`` URLs: what one process shares."""
 
 T = TypeVar("T")
+
+
+class Like(NamedTuple):
+    """The server of a client that somebody else uses, with time-outs of our own.
+
+    Attributes:
+        client: Theirs; it is asked for nothing but its settings.
+    """
+
+    client: redis.Redis
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a client like it can be made: not one of Sentinel's, a fake, a subclass."""
+        kind = self.client.connection_pool.connection_class
+        return type(self.client) is redis.Redis and kind in (
+            redis.Connection,
+            redis.SSLConnection,
+            redis.UnixDomainSocketConnection,
+        )
+
+    @property
+    def place(self) -> str:
+        """Where the server is, fit for logs."""
+        settings = self.client.connection_pool.connection_kwargs
+        where = settings.get("path") or f"{settings.get('host')}:{settings.get('port')}"
+        return f"{where}/{settings.get('db') or 0}"
+
+    def make(self) -> redis.Redis:
+        """A client with our time-outs and without retries."""
+        theirs = self.client.connection_pool
+        settings = {
+            name: value
+            for name, value in theirs.connection_kwargs.items()
+            if name not in _NOT_CARRIED
+        }
+        pool = redis.ConnectionPool(
+            connection_class=theirs.connection_class,
+            **{**settings, **_timeouts(), "retry": Retry(NoBackoff(), 0)},
+        )
+        return redis.Redis(connection_pool=pool)
+
+
+_NOT_CARRIED = frozenset({"retry_on_timeout", "retry_on_error", "decode_responses"})
+"""Settings of a client that would bring its retries along, or change what answers look like."""
 
 
 def is_cluster(url: str) -> bool:

@@ -13,7 +13,7 @@ from once_core._clock import elapsed
 from once_core._heartbeat import Held, heartbeat
 from once_core._host import is_dead, whereabouts
 from once_core.envelope import Envelope
-from once_core.errors import StoreUnavailableError
+from once_core.errors import OverlapError, StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
 from once_core.lease import Lease
@@ -22,10 +22,13 @@ from once_core.options import SCOPES
 from once_core.protocol import Finish, Message, Outcome, Start, Step
 from once_core.publish import nonce
 
-__all__ = ["Attempt", "current_attempt", "deferral"]
+__all__ = ["Attempt", "current_attempt", "deferral", "delay_after"]
 
 LONG_RUN = 60.0
 """Seconds of run after which a late redelivery has to be expected (rules: finish 3)."""
+
+LAPSE_MARGIN = 0.1
+"""Seconds after the end of a lease at which a message that waits for it comes back."""
 
 _current: ContextVar[Attempt | None] = ContextVar("once_attempt", default=None)
 
@@ -44,6 +47,21 @@ def deferral(deferrals: int, longest: float = protocol.LONGEST_DEFERRAL) -> floa
     """
     most = min(float(2 ** min(deferrals, 10)), longest, protocol.LONGEST_DEFERRAL)
     return most * random.uniform(0.75, 1.0)  # noqa: S311  # spreads load, hides nothing
+
+
+def delay_after(answer: Start | None, deferrals: int, longest: float) -> float:
+    """Seconds after which a message that could not start is to come again.
+
+    Args:
+        answer: Why it did not start; None while the store is away.
+        deferrals: How often it was put back.
+        longest: No longer than this; brokers give long-held messages out again.
+    """
+    if answer is not None and answer.status == "early":
+        return min(answer.remaining, longest)
+    delay = deferral(deferrals, longest)
+    # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
+    return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay
 
 
 class Attempt:
@@ -99,8 +117,9 @@ class Attempt:
         asked_at = elapsed()
         try:
             answer = self._start()
-        except StoreUnavailableError:
-            # it may have been heard, and only the answer lost: nobody would renew that lease
+        except BaseException:
+            # it may have been heard, and only the answer lost (to an outage, or to a time limit
+            # that strikes in the middle of it): nobody would renew that lease
             ghost = self._hold(0, asked_at)
             heartbeat().finish_later(ghost, ghost.giving_up())
             raise
@@ -214,6 +233,10 @@ class Attempt:
         self._tell(ran)
         return outcome != "success" or not self.guard.options.keep_for
 
+    def expect_copies(self) -> None:
+        """A late copy of the message may come, it turned out while it ran."""
+        self._expects_copies = True
+
     def _has_copies(self, ran: float) -> bool:
         # it was delivered at some time while it waited; at the earliest when it was published
         limit = self._given_out_again
@@ -303,6 +326,31 @@ class Attempt:
             queued=self._limits.waiting,
             write_mark=write_mark,
             again=again,
+        )
+
+    def overlap_error(self, answer: Start) -> OverlapError:
+        """For ``on_overlap="raise"``."""
+        return OverlapError(
+            f"{self.guard.task} did not start: message {answer.holder_id} runs the same unit of "
+            f"work ({self.key}) at {answer.where}; retry later, or use "
+            'on_overlap="defer" to have the message wait for its turn',
+            task=self.guard.task,
+            key=self.key,
+            holder_id=answer.holder_id,
+        )
+
+    def tell(
+        self, kind: str, reason: str, *, holder_id: str = "", delay: float | None = None
+    ) -> None:
+        """Emit an event about this delivery."""
+        emit(
+            kind,
+            task=self.guard.task,
+            key=self.key,
+            message_id=self.message.id,
+            reason=reason,
+            holder_id=holder_id,
+            delay=delay,
         )
 
     def _tell(self, ran: float) -> None:

@@ -41,6 +41,8 @@ class Envelope(NamedTuple):
         shares: Whether a duplicate is to end with the result of its holder.
         shared_ticket: Of that holder, whichever copy of it runs; 0 where that is not known.
         missed: How many looks in a row found neither that holder nor its result.
+        retries: How often it was retried, where the framework keeps no count that can be relied on.
+        was_delayed: Whether a worker held it until it was due: a copy of it may be about.
         version: Of this format.
     """
 
@@ -57,6 +59,8 @@ class Envelope(NamedTuple):
     shares: bool = False
     shared_ticket: int = 0
     missed: int = 0
+    retries: int = 0
+    was_delayed: bool = False
     version: int = VERSION
 
     def to_header(self) -> dict[str, object]:
@@ -86,6 +90,10 @@ class Envelope(NamedTuple):
             header["copy"] = True
         if self.shares:
             header["share"] = [self.shared_ticket, self.missed]
+        if self.retries:
+            header["r"] = self.retries
+        if self.was_delayed:
+            header["late"] = True
         return header
 
     @classmethod
@@ -125,6 +133,8 @@ class Envelope(NamedTuple):
             shares=share is not None,
             shared_ticket=_count(share[0]) if _is_pair(share) else 0,
             missed=_count(share[1]) if _is_pair(share) else 0,
+            retries=_count(header.get("r")),
+            was_delayed=bool(header.get("late")),
             version=version,
         )
 

@@ -51,7 +51,8 @@ class OnceError(Exception):
     ) -> None:
         facts = {**(facts or {}), **more}
         # Celery's result backends rebuild an error from its args and nothing else
-        super().__init__(*((text, facts) if facts else (text,)))
+        # not `super()`: the bindings' errors have another base, which takes other arguments
+        Exception.__init__(self, *((text, facts) if facts else (text,)))
         self.__dict__.update(facts)
 
     def __str__(self) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from once_core import protocol
+from once_core.envelope import Envelope
 from once_core.errors import ConfigurationError
-from once_core.events import emit
+from once_core.events import emit, logger
 from once_core.keys import KeySpec
 from once_core.options import OnceOptions
 from once_core.store import Store
@@ -102,6 +103,17 @@ class Guard:
         if call.keys() & {"key", "name", "on_duplicate"}:
             other.keys = other._key_spec()  # noqa: SLF001  # of the same class
         return other
+
+    def as_called(self, envelope: Envelope) -> Guard:
+        """The guard of one message, with the options that came with it.
+
+        A producer of another version may know options that this one does not: those are left out.
+        """
+        try:
+            return self.with_call(envelope.call)
+        except ConfigurationError as error:
+            logger.warning("options of the call are left out: %s", error)
+            return self
 
     @property
     def is_sharing(self) -> bool:

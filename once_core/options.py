@@ -1,6 +1,7 @@
 """All options in one table: what users write, checked the moment it is written.
 
-Layers, nearest first: call, task, app configuration, ``ONCE_URL`` and ``ONCE_PREFIX``, built in.
+Layers, nearest first: call, task, app configuration, `configure`, ``ONCE_URL`` and
+``ONCE_PREFIX``, built in.
 """
 
 from __future__ import annotations
@@ -194,6 +195,9 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 
+process_options: dict[str, object] = {}
+"""What `configure` was given."""
+
 _HIDDEN = frozenset({"url", "client", "secret"})
 """Never shown: they hold passwords."""
 
@@ -301,7 +305,8 @@ class OnceOptions:
         Raises:
             ConfigurationError: As for the class.
         """
-        outer = _checked({**_environment(), **app}, "the app's configuration")
+        wide = _checked({**_environment(), **process_options, **app}, "the app's configuration")
+        outer = _without_two_places(wide, app)
         return _layered(outer, task, of)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -335,6 +340,16 @@ def _layered(outer: Mapping[str, object], inner: Mapping[str, object], of: str) 
     options = OnceOptions.__new__(OnceOptions)
     options._fill(outer, inner, of)  # noqa: SLF001  # the other constructor of the same class
     return options
+
+
+def _without_two_places(
+    wide: dict[str, object], app: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Options of several wide layers, of which the nearest says where the store is."""
+    for layer in (app, process_options):
+        if layer.keys() & _PLACES:
+            return {name: wide[name] for name in wide if name not in _PLACES or name in layer}
+    return wide
 
 
 def _environment() -> dict[str, object]:

@@ -105,6 +105,15 @@ class Start(NamedTuple):
     since: float = 0.0
     remaining: float = 0.0
 
+    @property
+    def reason(self) -> str:
+        """Why it was not started, in words."""
+        if self.status == "early":
+            return "it is due later now"
+        if self.status == "repeated":
+            return "it ended before"
+        return f"an attempt of message {self.holder_id} runs"
+
 
 class Finish(NamedTuple):
     """Answer of `finish`: ``"due"`` asks for a second one once the result is stored.

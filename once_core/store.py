@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis
 
 from once_core._breaker import FAILURES, Breaker
-from once_core._client import Client, ClientSource, make_client, masked
+from once_core._client import Client, ClientSource, Like, make_client, masked
 from once_core._clock import elapsed
 from once_core.errors import StoreUnavailableError
 
@@ -31,9 +31,10 @@ class Store:
     Makes its client at the first step, so it can be created while Redis is away.
 
     Args:
-        source: A URL (see `once_core._client`), a redis-py client, or a function without
-            arguments that returns one. A client keeps its own time-outs and retries: with
-            redis-py's defaults a call can take a minute while the server is away.
+        source: A URL (see `once_core._client`), the server of another client (`Like`), a redis-py
+            client, or a function without arguments that returns one. A client keeps its own
+            time-outs and retries: with redis-py's defaults a call can take a minute while the
+            server is away.
 
     Example:
         >>> from once_core import protocol
@@ -44,8 +45,8 @@ class Store:
         'm1'
     """
 
-    def __init__(self, source: str | ClientSource) -> None:
-        self.place = masked(source) if isinstance(source, str) else "the client that was given"
+    def __init__(self, source: str | Like | ClientSource) -> None:
+        self.place = _place(source)
         self._source = source
         self._carriers: dict[int, _Line | _ClientCarrier] = {}
         self._server: tuple[str, float] | None = None
@@ -160,10 +161,16 @@ class Ghosts:
         return self._nonces.pop(key, "")
 
 
-def _carrier(source: str | ClientSource) -> _Line | _ClientCarrier:
-    if not isinstance(source, str):
+def _place(source: str | Like | ClientSource) -> str:
+    if isinstance(source, str):
+        return masked(source)
+    return source.place if isinstance(source, Like) else "the client that was given"
+
+
+def _carrier(source: str | Like | ClientSource) -> _Line | _ClientCarrier:
+    if not isinstance(source, (str, Like)):
         return _ClientCarrier(source() if callable(source) else source)
-    client = make_client(source)
+    client = source.make() if isinstance(source, Like) else make_client(source)
     if type(client) is redis.Redis and type(client.connection_pool) is redis.ConnectionPool:
         return _Line(client)
     return _ClientCarrier(client)

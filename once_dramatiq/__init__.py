@@ -1,10 +1,52 @@
-"""Dramatiq actors that neither pile up nor overlap.
+"""Dramatiq actors that never pile up, never run twice at once and are never lost.
 
-This package binds `once_core` to Dramatiq: a middleware that claims a unit of work
-when a message is enqueued and holds its lease while the actor runs. It imports
-Dramatiq; `once_core` never does.
+```python
+broker.add_middleware(OnceMiddleware())
+
+
+@dramatiq.actor(once=True)
+def sync_order(order_id): ...
+```
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from once_core.errors import (
+    DuplicateTaskError,
+    LeaseLostError,
+    LeaseTimeoutError,
+    OnceError,
+)
+from once_core.lease import Lease, current_lease
+from once_core.options import OnceOptions
+from once_core.publish import OncePublish
+from once_dramatiq.errors import (
+    ConfigurationError,
+    GuardError,
+    KeyDerivationError,
+    OverlapError,
+    StoreUnavailableError,
+)
+from once_dramatiq.handles import holder, is_locked, published, release
+from once_dramatiq.middleware import OnceMiddleware
+
+__all__ = [
+    "ConfigurationError",
+    "DuplicateTaskError",
+    "GuardError",
+    "KeyDerivationError",
+    "Lease",
+    "LeaseLostError",
+    "LeaseTimeoutError",
+    "OnceError",
+    "OnceMiddleware",
+    "OnceOptions",
+    "OncePublish",
+    "OverlapError",
+    "StoreUnavailableError",
+    "current_lease",
+    "holder",
+    "is_locked",
+    "published",
+    "release",
+]

@@ -1,0 +1,100 @@
+"""What Dramatiq has no hook for, all of it here: its brokers and actors are wrapped, one by one.
+
+Dramatiq cannot refuse a message without losing others (a veto in ``before_enqueue`` loses retries
+and stops groups half way), cannot answer ``send()`` with another message, and tells nobody when
+publishing failed (upstream: dramatiq #276, #890). ``tests/unit/test_dramatiq_seams.py`` fails when
+what is wrapped changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.asyncio import async_to_sync
+
+from once_dramatiq._delivery import Delivery
+
+if TYPE_CHECKING:
+    from dramatiq import Actor, Broker, Message
+
+    from once_dramatiq._thread import ThreadState
+
+__all__ = ["wrap_actor", "wrap_broker"]
+
+Enqueue = Callable[..., "Message[Any]"]
+
+
+def wrap_broker(
+    broker: Broker, enqueue: Callable[[Enqueue, Message[Any], int | None], Message[Any]]
+) -> None:
+    """Have a broker's ``enqueue`` ask us; every path of every message goes through it.
+
+    Args:
+        broker: The broker; wrapped once, however often this is called.
+        enqueue: Gets the broker's own, the message and the delay in ms; returns the message.
+    """
+    original: Enqueue = broker.enqueue
+    if hasattr(original, "once_original"):
+        return
+
+    @wraps(original)
+    def wrapper(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        return enqueue(original, message, delay)
+
+    wrapper.once_original = original  # type: ignore[attr-defined]  # says that it is wrapped
+    broker.enqueue = wrapper  # type: ignore[method-assign]  # see above
+
+
+def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:
+    """Note when a message is that of a ``send()``, and when a coroutine has really ended.
+
+    Args:
+        actor: The actor; wrapped once, however often this is called.
+        thread: Where it is noted.
+    """
+    send = actor.send_with_options
+    if hasattr(send, "once_original"):
+        return
+
+    @wraps(send)
+    def send_with_options(**options: Any) -> Message[Any]:
+        with thread.sending(actor.actor_name):
+            return send(**options)
+
+    send_with_options.once_original = send  # type: ignore[attr-defined]  # says that it is wrapped
+    actor.send_with_options = send_with_options  # type: ignore[method-assign]  # see above
+    coroutine = _coroutine_of(actor)
+    if coroutine is not None:
+        actor.fn = async_to_sync(_tracked(coroutine))
+
+
+def _coroutine_of(actor: Actor[..., Any]) -> Callable[..., Any] | None:
+    """The coroutine function of an async actor, which Dramatiq has made a plain one."""
+
+    async def nothing() -> None: ...
+
+    code = getattr(actor.fn, "__code__", None)
+    if code is not async_to_sync(nothing).__code__:
+        return None
+    wrapped = getattr(actor.fn, "__wrapped__", None)
+    return wrapped if inspect.iscoroutinefunction(wrapped) else None
+
+
+def _tracked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the lease of a coroutine that ignores its cancellation until it really ends.
+
+    Dramatiq stops waiting for it after a second.
+    """
+
+    @wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        delivery = Delivery.current()
+        if delivery is None:
+            return await function(*args, **kwargs)
+        with delivery.coroutine():
+            return await function(*args, **kwargs)
+
+    return run

@@ -1,0 +1,123 @@
+"""Ending a message that is not to run, so that nobody waits for it for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dramatiq.middleware import Callbacks, GroupCallbacks, Pipelines, SkipMessage
+from dramatiq.results import ResultError, ResultFailure, ResultMissing
+
+from once_core import errors
+from once_core.events import emit
+from once_dramatiq.errors import as_end
+
+if TYPE_CHECKING:
+    from dramatiq import Actor, MessageProxy
+
+    from once_core.envelope import Envelope
+    from once_core.guard import Guard
+    from once_dramatiq._binding import Binding
+
+__all__ = ["Settlement"]
+
+_MISSING = object()
+
+
+class Settlement:
+    """How a message ends without its body.
+
+    Args:
+        binding: Of the broker.
+        actor: Whose message it is.
+        guard: Of the actor, with the options of the call.
+        proxy: The message.
+    """
+
+    def __init__(
+        self, binding: Binding, actor: Actor[..., Any], guard: Guard, proxy: MessageProxy
+    ) -> None:
+        self._binding = binding
+        self._guard = guard
+        self._proxy = proxy
+        self._results = binding.results(actor, proxy.options)
+
+    def settle(self) -> None:
+        """End it with the value that stands for "somebody else did it"."""
+        self._end_with(self._guard.options.return_on_duplicate)
+
+    def has_result(self) -> bool:
+        """Whether a result is stored under its id."""
+        try:
+            return self._result_of(self._proxy.message_id) is not _MISSING
+        except ResultError:
+            return True
+
+    def _result_of(self, message_id: str) -> Any:
+        if self._results is None:
+            return _MISSING
+        backend, _ = self._results
+        try:
+            return backend.get_result(self._proxy.copy(message_id=message_id))
+        except ResultMissing:
+            return _MISSING
+
+    def _end_with(self, value: object) -> None:
+        """Store a value, and go on with whatever waits for it, unless its result is there."""
+        if self._results is not None:
+            if self.has_result():
+                return
+            backend, ttl = self._results
+            backend.store_result(self._proxy, value, ttl)
+        proxy, broker = self._proxy, self._binding.broker
+        has_callback = "on_success" in proxy.options  # not the actor's: the holder calls that
+        for each in broker.middleware:
+            is_waiting = isinstance(each, (Pipelines, GroupCallbacks))
+            if is_waiting or (has_callback and isinstance(each, Callbacks)):
+                each.after_process_message(broker, proxy, result=value)
+
+    def fail(self, error: errors.OverlapError | errors.DuplicateTaskError) -> NoReturn:
+        """End it with an error; no retries, for it would only meet the same again.
+
+        Raises:
+            SkipMessage: The error.
+        """
+        proxy, broker = self._proxy, self._binding.broker
+        proxy.fail()
+        for each in broker.middleware:
+            if isinstance(each, Callbacks):
+                each.after_process_message(broker, proxy, exception=error)  # type: ignore[no-untyped-call]  # Dramatiq's
+        raise as_end(error)
+
+    def end_like(self, envelope: Envelope) -> bool:
+        """End it as its holder ended; answers whether that was possible.
+
+        Raises:
+            SkipMessage: The holder failed, and so does this.
+        """
+        try:
+            value = self._result_of(envelope.duplicate_of)
+        except ResultFailure as failure:
+            self.tell(envelope, "duplicate; ends as its holder did: failed")
+            self._fail_like(failure)
+        if value is _MISSING:
+            return False
+        self.tell(envelope, "duplicate; ends as its holder did")
+        self._end_with(value)
+        return True
+
+    def _fail_like(self, failure: ResultFailure) -> NoReturn:
+        self._proxy.fail()
+        # `Results` stores the name and the text of what is raised here
+        kind = type(failure.orig_exc_type or "Exception", (SkipMessage,), {})
+        raise kind(failure.orig_exc_msg)
+
+    def tell(self, envelope: Envelope, reason: str) -> None:
+        """Say that a duplicate is settled."""
+        emit(
+            "settled",
+            task=self._guard.task,
+            key=envelope.key,
+            message_id=self._proxy.message_id,
+            holder_id=envelope.duplicate_of,
+            reason=reason,
+        )

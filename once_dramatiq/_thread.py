@@ -1,0 +1,65 @@
+"""What a thread is doing for Dramatiq when it enqueues a message: that is what the call means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from once_dramatiq._delivery import Delivery
+
+__all__ = ["ThreadState"]
+
+
+class ThreadState(threading.local):
+    """One for a middleware, with a value for each thread.
+
+    Attributes:
+        is_worker: A worker's thread; outside of bodies all it enqueues belongs to the message that
+            it has: retries, callbacks, steps of pipelines.
+        is_consumer: A consumer's thread, which enqueues messages that were delayed until now.
+        is_in_body: An actor runs in it.
+        is_putting_back: A message is enqueued that is to go out as it is.
+        delivery: The delivery that it works on.
+        requeued: Id of a message in its hands that somebody has enqueued again.
+    """
+
+    is_worker = False
+    is_consumer = False
+    is_in_body = False
+    is_putting_back = False
+    delivery: Delivery | None = None
+    requeued = ""
+    _sending = ""
+
+    @property
+    def is_between_bodies(self) -> bool:
+        """Whether what it enqueues comes from middleware, not from a body or a program."""
+        return self.is_worker and not self.is_in_body
+
+    @contextmanager
+    def sending(self, actor_name: str) -> Iterator[None]:
+        """Around an actor's ``send()``: nobody knows the id of its message yet."""
+        before, self._sending = self._sending, actor_name
+        try:
+            yield
+        finally:
+            self._sending = before
+
+    def take_sending(self, actor_name: str) -> bool:
+        """Whether the message that is enqueued now is that of a ``send()``; true once for each."""
+        is_sent = self._sending == actor_name
+        if is_sent:
+            self._sending = ""
+        return is_sent
+
+    @contextmanager
+    def putting_back(self) -> Iterator[None]:
+        """Around the enqueuing of a message that is to come again as it is."""
+        self.is_putting_back = True
+        try:
+            yield
+        finally:
+            self.is_putting_back = False
