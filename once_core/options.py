@@ -342,9 +342,7 @@ def _layered(outer: Mapping[str, object], inner: Mapping[str, object], of: str) 
     return options
 
 
-def _without_two_places(
-    wide: dict[str, object], app: Mapping[str, object]
-) -> Mapping[str, object]:
+def _without_two_places(wide: dict[str, object], app: Mapping[str, object]) -> Mapping[str, object]:
     """Options of several wide layers, of which the nearest says where the store is."""
     for layer in (app, process_options):
         if layer.keys() & _PLACES:

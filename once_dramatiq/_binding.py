@@ -63,6 +63,11 @@ class Binding:
         self._guards: dict[str, Guard] = {}
         self._stub_url = f"memory://stub-{uuid.uuid4().hex}"
 
+    @property
+    def gives_out_again(self) -> bool:
+        """Whether the broker keeps a message until it is acknowledged."""
+        return not isinstance(self.broker, StubBroker)
+
     def is_guarded(self, actor: Actor[..., Any]) -> bool:
         """Whether all messages of an actor are under guard."""
         once: Once = actor.options.get(OPTION)

@@ -107,7 +107,9 @@ class Delivery:
         else:
             key, ticket = self._guard.key(proxy.args, proxy.kwargs), 0
             retries = int(proxy.options.get("retries", 0))
-        may_come_again = bool(envelope and (envelope.deferrals or envelope.was_delayed))
+        # the copy in the delay queue is acknowledged after it was enqueued anew
+        was_held = bool(envelope and (envelope.deferrals or envelope.was_delayed))
+        may_come_again = was_held and self._binding.gives_out_again
         message = Message(self.message_id, ticket, retries)
         return Attempt(
             self._guard, key, message, envelope, expects_copies=is_copy or may_come_again

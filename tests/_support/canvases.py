@@ -17,7 +17,7 @@ from celery.result import ResultSet
 from kombu import Producer, Queue
 
 from _support import ledger
-from _support.celery_app import gate
+from _support.ledger import gate
 from _support.waiting import wait_until
 from _support.workers import CeleryWorker
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-import time
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 from celery import Celery
 
 from _support import canvas_tasks, ledger, ways_in_tasks, ways_out_tasks
-from once_celery import OnceOptions, OnceTask, current_lease
+from once_celery import OnceOptions, OnceTask
 
 SETTINGS = "TEST_CELERY"
 """Environment variable with the settings of `make_app` as JSON."""
@@ -42,34 +39,9 @@ def make_app(settings: Mapping[str, object]) -> Celery:
     return app
 
 
-def gate(path: str | Path, unit: str) -> Path:
-    """Bodies with negative `seconds` work until this file is there (30 s at most)."""
-    return Path(f"{path}-gate-{unit}")
-
-
 def _run_body(path, task, unit, seconds=0.0, payload=None):
-    """Note the start, work for a while, note the end."""
-    lease = current_lease()
-    run = uuid.uuid4().hex
-    ledger.note(
-        path,
-        "start",
-        run=run,
-        unit=str(unit),
-        id=task.request.id,
-        retries=task.request.retries,
-        fence=lease.fence if lease else None,
-        payload=payload,
-    )
-    try:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(min(0.01, max(0.0, end - time.monotonic())))
-        while seconds < 0 and not gate(path, unit).exists() and time.monotonic() < end + 30:
-            time.sleep(0.01)
-    finally:
-        ledger.note(path, "end", run=run, unit=str(unit), lost=lease.lost if lease else None)
-    return payload if payload is not None else f"done {unit}"
+    request = task.request
+    return ledger.run_body(path, request.id, request.retries, unit, seconds, payload)
 
 
 def _add_tasks(app: Celery, path: str) -> None:  # noqa: C901  # a list of sample tasks

@@ -9,8 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from once_core.lease import current_lease
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,52 @@ def entries(path: str | Path, kind: str | None = None) -> list[dict]:
         return []
     found = [json.loads(line) for line in lines]
     return [each for each in found if kind is None or each["kind"] == kind]
+
+
+def gate(path: str | Path, unit: str) -> Path:
+    """Bodies with negative `seconds` work until this file is there (30 s at most)."""
+    return Path(f"{path}-gate-{unit}")
+
+
+@contextmanager
+def noted_run(
+    path: str | Path, message_id: str, retries: int, unit: str, payload: object = None
+) -> Iterator[None]:
+    """Around a body: note its start and its end."""
+    lease = current_lease()
+    run = uuid.uuid4().hex
+    note(
+        path,
+        "start",
+        run=run,
+        unit=str(unit),
+        id=message_id,
+        retries=retries,
+        fence=lease.fence if lease else None,
+        payload=payload,
+    )
+    try:
+        yield
+    finally:
+        note(path, "end", run=run, unit=str(unit), lost=lease.lost if lease else None)
+
+
+def run_body(
+    path: str | Path,
+    message_id: str,
+    retries: int,
+    unit: str,
+    seconds: float = 0.0,
+    payload: object = None,
+) -> object:
+    """A body: work for a while, or, if `seconds` is negative, until its gate is open."""
+    with noted_run(path, message_id, retries, unit, payload):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(0.01, max(0.0, end - time.monotonic())))
+        while seconds < 0 and not gate(path, unit).exists() and time.monotonic() < end + 30:
+            time.sleep(0.01)
+    return payload if payload is not None else f"done {unit}"
 
 
 def runs(path: str | Path, unit: str | None = None) -> list[Run]:

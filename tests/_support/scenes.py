@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from _support.celery_app import gate
+from _support.ledger import gate
 from _support.waiting import wait_until
 
 if TYPE_CHECKING:

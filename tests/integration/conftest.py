@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from _support.deployment import Deployment
+from _support.dramatiq_deployment import DramatiqDeployment
 from _support.scenes import PREFORK
 
 from once_core.devserver import DevServer
@@ -35,6 +38,60 @@ def scenes(
         each.close()
     # A handle that is collected after the server has ended tries for 20 s to tell it
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def dramatiq_scenes(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_server: DevServer,
+) -> Iterator[Callable[[str], DramatiqDeployment]]:
+    """One Dramatiq deployment for each broker with a running worker, for tests that kill none."""
+    made: dict[str, DramatiqDeployment] = {}
+
+    def scene_of(broker: str) -> DramatiqDeployment:
+        if broker not in made:
+            if broker == "rabbitmq":
+                request.getfixturevalue("rabbitmq")
+            folder = tmp_path_factory.mktemp(f"dramatiq-{broker}")
+            made[broker] = DramatiqDeployment(folder, shared_server, broker=broker)
+            made[broker].worker()
+        return made[broker]
+
+    yield scene_of
+    for each in made.values():
+        each.close()
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def dramatiq_scene(
+    request: pytest.FixtureRequest,
+    dramatiq_scenes: Callable[[str], DramatiqDeployment],
+    shared_server: DevServer,
+) -> Iterator[DramatiqDeployment]:
+    """Redis and RabbitMQ, or what the test is parametrized with; no key may lack a TTL."""
+    yield dramatiq_scenes(request.param)
+    client = shared_server.client()
+    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+
+
+@pytest.fixture
+def deploy_dramatiq(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_server: DevServer
+) -> Iterator[Callable[..., DramatiqDeployment]]:
+    """A deployment of the test's own, without workers yet: ``deploy_dramatiq(broker="redis")``."""
+    made: list[DramatiqDeployment] = []
+
+    def deploy(**options: Any) -> DramatiqDeployment:
+        if options.get("broker") == "rabbitmq":
+            request.getfixturevalue("rabbitmq")
+        options.setdefault("store", shared_server)
+        made.append(DramatiqDeployment(tmp_path, **options))
+        return made[-1]
+
+    yield deploy
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
