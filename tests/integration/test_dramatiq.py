@@ -8,12 +8,14 @@ from once_dramatiq import is_locked, published
 
 
 def test_a_message_runs_and_leaves_nothing(dramatiq_scene: DramatiqDeployment, unit: str) -> None:
+    """The unit is free before its result is seen."""
     message = dramatiq_scene.task("work").send(unit)
     assert dramatiq_scene.result(message) == f"done {unit}"
     assert not is_locked(dramatiq_scene.task("work"), unit)
 
 
 def test_one_runs_and_one_waits(dramatiq_scene: DramatiqDeployment, unit: str) -> None:
+    """A third one is refused, and its message answers with the second's result."""
     work = dramatiq_scene.task("work")
     running = dramatiq_scene.hold(unit)
     waiting, refused = work.send(unit, -1), work.send(unit, -1)
