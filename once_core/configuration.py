@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from once_core.options import OnceOptions, OnceOptionsDict, process_options
+from once_core._surroundings import process_options
+from once_core.options import OnceOptions, OnceOptionsDict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,13 +7,13 @@ Layers, nearest first: call, task, app configuration, `configure`, ``ONCE_URL`` 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from once_core import _checks as checks
+from once_core._surroundings import PLACES, surroundings
 from once_core.errors import ConfigurationError
 from once_core.keys import KeySelect
 
@@ -195,13 +195,8 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 
-process_options: dict[str, object] = {}
-"""What `configure` was given."""
-
 _HIDDEN = frozenset({"url", "client", "secret"})
 """Never shown: they hold passwords."""
-
-_PLACES = frozenset({"url", "client"})
 
 _TASK_ONLY = frozenset({"url", "client", "secret", "preview"})
 
@@ -260,7 +255,7 @@ class OnceOptions:
         checked = _checked(inner, of)
         if checked.get("url") or checked.get("client"):
             # two names for one thing: the nearer layer says where the store is
-            outer = {name: value for name, value in outer.items() if name not in _PLACES}
+            outer = {name: value for name, value in outer.items() if name not in PLACES}
         values = {name: option.default for name, option in OPTIONS.items()}
         values.update(outer)
         values.update(checked)
@@ -305,8 +300,7 @@ class OnceOptions:
         Raises:
             ConfigurationError: As for the class.
         """
-        wide = _checked({**_environment(), **process_options, **app}, "the app's configuration")
-        outer = _without_two_places(wide, app)
+        outer = _checked(surroundings(app), "the app's configuration")
         return _layered(outer, task, of)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -340,19 +334,6 @@ def _layered(outer: Mapping[str, object], inner: Mapping[str, object], of: str) 
     options = OnceOptions.__new__(OnceOptions)
     options._fill(outer, inner, of)  # noqa: SLF001  # the other constructor of the same class
     return options
-
-
-def _without_two_places(wide: dict[str, object], app: Mapping[str, object]) -> Mapping[str, object]:
-    """Options of several wide layers, of which the nearest says where the store is."""
-    for layer in (app, process_options):
-        if layer.keys() & _PLACES:
-            return {name: wide[name] for name in wide if name not in _PLACES or name in layer}
-    return wide
-
-
-def _environment() -> dict[str, object]:
-    names = {"url": "ONCE_URL", "prefix": "ONCE_PREFIX"}
-    return {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
 
 
 def _of(of: str) -> str:

@@ -145,13 +145,18 @@ def _enqueue_new(
     if publication.publish.is_duplicate and own:
         publication = publication.unclaimed()
     if not publication.publish.is_duplicate:
-        return _send(publication, send, message, delay)
+        return _send(publication, send, message, delay, is_ours=is_sent)
     may_raise = is_sent and not dispatched
     return _refuse(publication, send, message, delay, may_adopt=is_sent, may_raise=may_raise)
 
 
 def _send(
-    publication: Publication, send: Send, message: Message[Any], delay: int | None
+    publication: Publication,
+    send: Send,
+    message: Message[Any],
+    delay: int | None,
+    *,
+    is_ours: bool,
 ) -> Message[Any]:
     if publication.claim is not None and publication.is_replacing:
         # debounced, or no later than the burst may be delayed
@@ -159,8 +164,12 @@ def _send(
     header = publication.header
     if delay is not None:
         header["late"] = True
+    if is_ours:  # nobody else has it yet, and a copy costs as much as deriving the key
+        message.options[OPTION] = header
+    else:
+        message = _with(message, header)
     try:
-        sent = send(_with(message, header), delay=delay)
+        sent = send(message, delay=delay)
     except BaseException:
         publication.failed()
         raise

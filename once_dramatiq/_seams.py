@@ -61,8 +61,11 @@ def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:
 
     @wraps(send)
     def send_with_options(**options: Any) -> Message[Any]:
-        with thread.sending(actor.actor_name):
+        before = thread.begin_sending(actor.actor_name)
+        try:
             return send(**options)
+        finally:
+            thread.end_sending(before)
 
     send_with_options.once_original = send  # type: ignore[attr-defined]  # says that it is wrapped
     actor.send_with_options = send_with_options  # type: ignore[method-assign]  # see above

@@ -39,14 +39,18 @@ class ThreadState(threading.local):
         """Whether what it enqueues comes from middleware, not from a body or a program."""
         return self.is_worker and not self.is_in_body
 
-    @contextmanager
-    def sending(self, actor_name: str) -> Iterator[None]:
-        """Around an actor's ``send()``: nobody knows the id of its message yet."""
+    def begin_sending(self, actor_name: str) -> str:
+        """An actor's ``send()`` begins: nobody knows the id of its message yet.
+
+        Returns:
+            What to give to `end_sending`. Not a context manager: it is on every send's way.
+        """
         before, self._sending = self._sending, actor_name
-        try:
-            yield
-        finally:
-            self._sending = before
+        return before
+
+    def end_sending(self, before: str) -> None:
+        """It has ended."""
+        self._sending = before
 
     def take_sending(self, actor_name: str) -> bool:
         """Whether the message that is enqueued now is that of a ``send()``; true once for each."""

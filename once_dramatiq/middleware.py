@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from dramatiq.middleware import Middleware, MiddlewareError
 
@@ -66,7 +65,7 @@ class OnceMiddleware(Middleware):
         self._defaults = OnceOptions(**defaults).given
         self._every_actor = every_actor
         self._thread = ThreadState()
-        self._bindings: WeakKeyDictionary[Broker, Binding] = WeakKeyDictionary()
+        self._bindings: dict[Broker, Binding] = {}
 
     @property
     def actor_options(self) -> set[str]:
