@@ -11,6 +11,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 import once_celery.errors
+import once_dramatiq.errors
 from once_core import errors
 from once_core.errors import OnceError
 
@@ -30,6 +31,17 @@ TREE: dict[type[OnceError], dict[str, Any]] = {
     errors.LeaseTimeoutError: {"key": "once:shop.sync:0", "waited": 3.0},
     errors.StoreUnavailableError: {"url": "redis://h", "reason": "refused"},
     once_celery.errors.StoreUnavailableError: {"url": "redis://h", "reason": "refused"},
+    once_dramatiq.errors.GuardError: {},
+}
+TREE |= {
+    each: TREE[each.__bases__[0]]
+    for each in (
+        once_dramatiq.errors.ConfigurationError,
+        once_dramatiq.errors.KeyDerivationError,
+        once_dramatiq.errors.DuplicateTaskError,
+        once_dramatiq.errors.OverlapError,
+        once_dramatiq.errors.StoreUnavailableError,
+    )
 }
 
 
@@ -42,7 +54,7 @@ def test_tree_is_known() -> None:
     found = {each for each in _all(OnceError) if each.__module__.startswith("once_")}
 
     assert found == set(TREE)
-    assert {each.__name__ for each in found} == set(errors.__all__)
+    assert {each.__name__ for each in found} == {*errors.__all__, "GuardError"}
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
