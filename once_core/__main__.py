@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -12,6 +13,8 @@ import once_core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from once_core.demo.binding import Binding
 
 __all__ = ["main"]
 
@@ -27,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Wrong arguments end the process with 2, as argparse does.
     """
-    command = _parser().parse_args(arguments).command
+    parsed = _parser().parse_args(arguments)
     try:
-        return int(command())
+        return int(parsed.command(parsed))
     except BrokenPipeError:
         # `once demo | head`: nobody reads on. What is buffered has nowhere to go either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     about = "show the promises being kept, with real workers and a SIGKILL (about 20 seconds)"
     demo = commands.add_parser("demo", help=about, description=about)
+    demo.add_argument("--dramatiq", action="store_true", help="with Dramatiq instead of Celery")
     demo.set_defaults(command=_demo)
     return parser
 
@@ -55,28 +59,35 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _demo() -> int:
-    if sys.platform == "win32":
-        print(
-            "once demo: there is no Valkey or Redis server for Windows that it could start, and "
-            "Celery has no prefork pool there; run it under WSL",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        import celery  # noqa: F401  # only to see that it is there
-        import kombu.transport.redis
-        import rich  # noqa: F401  # the same
-    except ImportError as error:
-        print(f"once demo: {error.name or error} is missing; {_INSTALL}", file=sys.stderr)
-        return 2
-    if not hasattr(kombu.transport.redis.Channel, "unacked_restore_interval"):
-        text = f"kombu {kombu.__version__} is too old to redeliver soon; {_INSTALL} -U kombu"
-        print(f"once demo: {text}", file=sys.stderr)
+def _demo(arguments: argparse.Namespace) -> int:
+    from once_core.demo.binding import CELERY, DRAMATIQ
+
+    binding = DRAMATIQ if arguments.dramatiq else CELERY
+    if reason := _why_not(binding):
+        print(f"once demo: {reason}", file=sys.stderr)
         return 2
     from once_core.demo import story
 
-    return story.run()
+    return story.run(binding)
+
+
+def _why_not(binding: Binding) -> str:
+    """What stands in the way of the demo."""
+    if sys.platform == "win32":
+        return (
+            "there is no Valkey or Redis server for Windows that it could start, and Celery has "
+            "no prefork pool there; run it under WSL"
+        )
+    try:
+        for name in binding.needs:
+            importlib.import_module(name)
+    except ImportError as error:
+        return f"{error.name or error} is missing; {_INSTALL}"
+    kombu = sys.modules.get("kombu.transport.redis")
+    if kombu and not hasattr(kombu.Channel, "unacked_restore_interval"):
+        version = sys.modules["kombu"].__version__
+        return f"kombu {version} is too old to redeliver soon; {_INSTALL} -U kombu"
+    return ""
 
 
 if __name__ == "__main__":

@@ -33,12 +33,17 @@ _PRELUDE = "-- prelude\n"
 
 @dataclass(frozen=True)
 class Script:
-    """One step: its text, the SHA-1 that EVALSHA wants, and the names of its arguments."""
+    """One step: its text, the SHA-1 that EVALSHA wants, and the names of its arguments.
+
+    Attributes:
+        answers_text: Whether it answers with one text; else with a list of them.
+    """
 
     name: str
     text: str
     sha: str
     arguments: tuple[str, ...]
+    answers_text: bool = True
 
 
 @cache
@@ -57,4 +62,4 @@ def script(name: str) -> Script:
     text = before + (folder / "prelude.lua").read_text(encoding="utf-8") + after
     # SHA-1 names scripts in Redis; nothing rests on its strength
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, text, sha, tuple(head[1].split()))
+    return Script(name, text, sha, tuple(head[1].split()), answers_text=name != "inspect")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 from once_core import lease as leases
 from once_core import protocol
@@ -107,6 +107,7 @@ class Attempt:
         self.is_over = False
         self._outcome: Outcome = "failure"
         self._started_at = 0.0
+        self._outer: tuple[Token[Attempt | None], Token[Lease | None]] | None = None
 
     def start(self) -> Start:
         """Take the lease; in one round trip unless a dead holder is in the way.
@@ -200,15 +201,27 @@ class Attempt:
             fence=answer.fence,
         )
 
+    def enter_body(self) -> None:
+        """The body begins: what it calls can ask for its lease and its attempt."""
+        # set by whoever runs a body
+        self._outer = _current.set(self), leases._current.set(self.lease)  # noqa: SLF001
+
+    def leave_body(self) -> None:
+        """The body is over, in the same thread or task; nothing if it did not begin."""
+        if self._outer is not None:
+            attempt, lease = self._outer
+            self._outer = None
+            leases._current.reset(lease)  # noqa: SLF001  # see above
+            _current.reset(attempt)
+
     @contextmanager
     def body(self) -> Iterator[None]:
-        """Around the body: what it calls can ask for its lease and its attempt."""
-        attempt, lease = _current.set(self), leases._current.set(self.lease)  # noqa: SLF001  # set by whoever runs a body
+        """Around the body."""
+        self.enter_body()
         try:
             yield
         finally:
-            leases._current.reset(lease)  # noqa: SLF001  # see above
-            _current.reset(attempt)
+            self.leave_body()
 
     def end(self, outcome: Outcome) -> bool:
         """The body ended: free the lease, unless a done mark has to be left first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +10,7 @@ import redis
 
 from once_core._breaker import FAILURES, Breaker
 from once_core._client import Client, ClientSource, Like, make_client, masked
-from once_core._clock import elapsed
+from once_core._line import Line
 from once_core.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientSource", "Store"]
 
 T = TypeVar("T")
-
-FRESH = 0.01
-"""Seconds after its last use in which a connection is not asked whether it is still good."""
 
 
 class Store:
@@ -48,7 +44,7 @@ class Store:
     def __init__(self, source: str | Like | ClientSource) -> None:
         self.place = _place(source)
         self._source = source
-        self._carriers: dict[int, _Line | _ClientCarrier] = {}
+        self._carriers: dict[int, Line | _ClientCarrier] = {}
         self._server: tuple[str, float] | None = None
         self._breaker = Breaker(self.place)
         self.ghosts = Ghosts()
@@ -79,7 +75,8 @@ class Store:
             return []
         answers: list[T | StoreUnavailableError] = []
         try:
-            replies = self._connected().scripts(steps)
+            carrier = self._connected()
+            replies = _with_missing_scripts(carrier, steps, carrier.scripts(steps))
         except FAILURES as error:
             failure = self._breaker.failed(steps[0].script.name, error)
             return [failure for _ in steps]
@@ -130,7 +127,7 @@ class Store:
         """The redis-py client, for commands of one's own."""
         return self._connected().client
 
-    def _connected(self) -> _Line | _ClientCarrier:
+    def _connected(self) -> Line | _ClientCarrier:
         pid = os.getpid()  # a forked child shares no connection with its parent
         found = self._carriers.get(pid)
         if found is None:
@@ -167,12 +164,12 @@ def _place(source: str | Like | ClientSource) -> str:
     return source.place if isinstance(source, Like) else "the client that was given"
 
 
-def _carrier(source: str | Like | ClientSource) -> _Line | _ClientCarrier:
+def _carrier(source: str | Like | ClientSource) -> Line | _ClientCarrier:
     if not isinstance(source, (str, Like)):
         return _ClientCarrier(source() if callable(source) else source)
     client = source.make() if isinstance(source, Like) else make_client(source)
     if type(client) is redis.Redis and type(client.connection_pool) is redis.ConnectionPool:
-        return _Line(client)
+        return Line(client)
     return _ClientCarrier(client)
 
 
@@ -196,7 +193,7 @@ class _ClientCarrier:
         for step in steps:
             pipeline.evalsha(step.script.sha, 1, step.key, *step.args)
         replies: list[object] = pipeline.execute(raise_on_error=False)
-        return _with_missing_scripts(self, steps, replies)
+        return replies
 
     def _one(self, step: Step[Any]) -> object:
         try:
@@ -205,89 +202,8 @@ class _ClientCarrier:
             return error
 
 
-class _Line:
-    """Over plain connections of our own, without `execute_command` and its pool.
-
-    What those add to each call costs as much as the script itself (measured: a publish takes
-    1.40 times a plain one with them, 1.32 without).
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self.client = client
-        self._pool = client.connection_pool
-        self._idle: deque[Any] = deque()
-
-    def script(self, step: Step[Any]) -> object:
-        script = step.script
-        try:
-            return self._call((("EVALSHA", script.sha, 1, step.key, *step.args),))[0]
-        except redis.exceptions.NoScriptError:
-            return self._call((("EVAL", script.text, 1, step.key, *step.args),))[0]
-
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
-        commands = [("EVALSHA", step.script.sha, 1, step.key, *step.args) for step in steps]
-        replies = self._call(commands, raises=False)
-        return _with_missing_scripts(self, steps, replies)
-
-    def _call(
-        self, commands: Sequence[tuple[str | int, ...]], *, raises: bool = True
-    ) -> list[object]:
-        connection = self._take()
-        try:
-            packed = b"".join([_packed(command) for command in commands])
-            connection.send_packed_command([packed], check_health=False)
-            replies = [self._read(connection, raises=raises) for _ in commands]
-        except redis.ResponseError:
-            self._put(connection)
-            raise
-        except BaseException:
-            # a time-out, or a soft time limit in the middle of it: the answer may yet come
-            connection.disconnect()
-            self._put(connection)
-            raise
-        self._put(connection)
-        return replies
-
-    @staticmethod
-    def _read(connection: Any, *, raises: bool) -> object:  # noqa: ANN401  # redis-py's, many kinds
-        try:
-            return connection.read_response()
-        except redis.ResponseError as error:
-            if raises:
-                raise
-            return error
-
-    def _take(self) -> Any:  # noqa: ANN401  # redis-py's connections, of many kinds
-        """A connected connection; one that went stale while idle is not an outage."""
-        try:
-            connection, used_at = self._idle.pop()
-        except IndexError:
-            connection = self._pool.make_connection()
-        else:
-            if connection._sock is not None:  # noqa: SLF001  # redis-py 5 has no is_connected
-                if elapsed() - used_at < FRESH or self._is_good(connection):
-                    return connection
-                connection.disconnect()
-        try:
-            connection.connect()
-        except BaseException:
-            self._put(connection)
-            raise
-        return connection
-
-    @staticmethod
-    def _is_good(connection: Any) -> bool:  # noqa: ANN401  # see `_take`
-        try:
-            return not connection.can_read(0)
-        except FAILURES:  # it raises at the end of file
-            return False
-
-    def _put(self, connection: Any) -> None:  # noqa: ANN401  # see `_take`
-        self._idle.append((connection, elapsed()))
-
-
 def _with_missing_scripts(
-    carrier: _Line | _ClientCarrier, steps: Sequence[Step[Any]], replies: Sequence[object]
+    carrier: Line | _ClientCarrier, steps: Sequence[Step[Any]], replies: Sequence[object]
 ) -> list[object]:
     """Send again, one by one and with their text, the steps whose script the server had not."""
     answers = list(replies)
@@ -302,12 +218,3 @@ def texts(reply: Any) -> Any:  # noqa: ANN401  # whatever a script returned
     if isinstance(reply, bytes):
         return reply.decode()
     return [texts(part) for part in reply] if isinstance(reply, list) else reply
-
-
-def _packed(command: Sequence[str | int]) -> bytes:
-    """A command as Redis wants it; redis-py's own packing takes ten times as long."""
-    words = [word if type(word) is str else str(word) for word in command]
-    text = "".join([f"${len(word)}\r\n{word}\r\n" for word in words])
-    if not text.isascii():
-        text = "".join([f"${len(word.encode())}\r\n{word}\r\n" for word in words])
-    return f"*{len(words)}\r\n{text}".encode()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import GenericActor
+from dramatiq.asyncio import async_to_sync
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import q_name
 from dramatiq.middleware import AgeLimit
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from once_core.store import ClientSource
 
-__all__ = ["OPTION", "Binding", "Once", "given", "is_off"]
+__all__ = ["OPTION", "Binding", "Once", "given", "is_async", "is_off"]
 
 OPTION = "once"
 """Name of the actors' and messages' option; on its way a message has its envelope there."""
@@ -210,6 +211,18 @@ def given(once: object, of: str) -> Mapping[str, Any]:
 def is_off(once: object) -> bool:
     """Whether a message asks for no guard."""
     return once is False or (isinstance(once, Mapping) and once.get("scope") == OFF)
+
+
+def is_async(actor: Actor[..., Any]) -> bool:
+    """Whether its body is a coroutine; Dramatiq has made a plain function of it."""
+    return getattr(actor.fn, "__code__", None) is _code_of_async_actors()
+
+
+@cache
+def _code_of_async_actors() -> object:
+    async def nothing() -> None: ...
+
+    return async_to_sync(nothing).__code__
 
 
 def _first(places: list[Mapping[str, Any]], name: str) -> Any:

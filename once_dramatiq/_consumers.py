@@ -32,8 +32,9 @@ class Consumers:
         self._lost_at: dict[str, float] = {}
 
     def add(self, thread: ConsumerThread) -> None:
-        """Watch the consumer of a queue."""
+        """Watch the consumer of a queue; that of an earlier worker has lost nothing."""
         self._threads[thread.queue_name] = thread
+        self._seen.pop(thread.queue_name, None)
 
     def have_lost_connection(self, queue_name: str) -> bool:
         """Whether copies of what this process has received may be about; notes who consumes.

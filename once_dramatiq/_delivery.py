@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dramatiq.middleware import Interrupt, SkipMessage
@@ -18,7 +19,7 @@ from once_core.errors import DuplicateTaskError, StoreUnavailableError
 from once_core.events import emit
 from once_core.protocol import LONGEST_DEFERRAL, Message, Outcome, Start
 from once_core.sharing import Search
-from once_dramatiq._binding import OPTION
+from once_dramatiq._binding import OPTION, is_async
 from once_dramatiq._settle import Settlement
 
 if TYPE_CHECKING:
@@ -53,17 +54,22 @@ class Delivery:
     ) -> None:
         self.message_id = proxy.message_id
         self._binding = binding
+        self._actor = actor
         self._guard = guard
         self._proxy = proxy
+        self._queue = proxy.queue_name
         self._envelope = envelope
-        self._settlement = Settlement(binding, actor, guard, proxy)
         self._attempt: Attempt | None = None
-        self._body = ExitStack()
+        self._token: Token[Delivery | None] | None = None
         self._started_at = 0.0
         self._outcome: Outcome = "failure"
         self._has_ended = False
         self._coroutine = threading.Lock()
         self._is_left_to_coroutine = False
+
+    @cached_property
+    def _settlement(self) -> Settlement:
+        return Settlement(self._binding, self._actor, self._guard, self._proxy)
 
     @staticmethod
     def current() -> Delivery | None:
@@ -101,10 +107,11 @@ class Delivery:
             self._put_back(attempt.envelope._replace(is_copy=is_copy), delay, reason, waits)
 
     def _new_attempt(self, *, is_copy: bool) -> Attempt:
-        envelope, proxy = self._envelope, self._proxy
+        envelope = self._envelope
         if envelope is not None:
             key, ticket, retries = envelope.key, envelope.ticket, envelope.retries
         else:
+            proxy = self._proxy
             key, ticket = self._guard.key(proxy.args, proxy.kwargs), 0
             retries = int(proxy.options.get("retries", 0))
         # the copy in the delay queue is acknowledged after it was enqueued anew
@@ -117,7 +124,7 @@ class Delivery:
 
     def _is_copy(self) -> bool:
         """Whether the broker gave it out before, perhaps without it having been looked at."""
-        self._binding.consumers.have_lost_connection(self._proxy.queue_name)  # who consumes now
+        self._binding.consumers.have_lost_connection(self._queue)  # who consumes now
         redelivered = getattr(self._proxy, "redelivered", False)  # RabbitMQ's alone
         return bool(redelivered or (self._envelope and self._envelope.is_copy))
 
@@ -132,13 +139,17 @@ class Delivery:
 
     def _enter(self, attempt: Attempt) -> None:
         self._started_at = elapsed()
-        self._body.enter_context(attempt.body())
-        token = _current.set(self)
-        self._body.callback(_current.reset, token)
+        attempt.enter_body()
+        if is_async(self._actor):
+            self._token = _current.set(self)
 
     def leave_body(self) -> None:
         """The body is over, or will not be."""
-        self._body.close()
+        if self._attempt is not None:
+            self._attempt.leave_body()
+        if self._token is not None:
+            _current.reset(self._token)
+            self._token = None
 
     def succeed(self) -> None:
         """The body succeeded: the unit is free before anybody sees the result."""
@@ -156,7 +167,7 @@ class Delivery:
         """The broker may have taken this process for dead, and given the message out again."""
         limit = getattr(self._binding.broker, "heartbeat_timeout", None)  # Redis', in ms
         is_overdue = limit is not None and elapsed() - self._started_at > limit / 1000
-        if is_overdue or self._binding.consumers.have_lost_connection(self._proxy.queue_name):
+        if is_overdue or self._binding.consumers.have_lost_connection(self._queue):
             attempt.expect_copies()
 
     def acknowledge(self) -> None:

@@ -8,13 +8,13 @@ what is wrapped changes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.asyncio import async_to_sync
 
+from once_dramatiq._binding import is_async
 from once_dramatiq._delivery import Delivery
 
 if TYPE_CHECKING:
@@ -69,21 +69,8 @@ def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:
 
     send_with_options.once_original = send  # type: ignore[attr-defined]  # says that it is wrapped
     actor.send_with_options = send_with_options  # type: ignore[method-assign]  # see above
-    coroutine = _coroutine_of(actor)
-    if coroutine is not None:
-        actor.fn = async_to_sync(_tracked(coroutine))
-
-
-def _coroutine_of(actor: Actor[..., Any]) -> Callable[..., Any] | None:
-    """The coroutine function of an async actor, which Dramatiq has made a plain one."""
-
-    async def nothing() -> None: ...
-
-    code = getattr(actor.fn, "__code__", None)
-    if code is not async_to_sync(nothing).__code__:
-        return None
-    wrapped = getattr(actor.fn, "__wrapped__", None)
-    return wrapped if inspect.iscoroutinefunction(wrapped) else None
+    if is_async(actor):
+        actor.fn = async_to_sync(_tracked(actor.fn.__wrapped__))  # type: ignore[attr-defined]  # theirs
 
 
 def _tracked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.middleware import Middleware, MiddlewareError
 
 from once_core import errors, protocol
-from once_core.envelope import OFF
+from once_core.envelope import OFF, Envelope
 from once_core.events import emit, logger
 from once_core.options import OnceOptions, OnceOptionsDict
 from once_core.protocol import Message
@@ -151,7 +151,7 @@ class OnceMiddleware(Middleware):
 
     def _delivery(self, broker: Broker, message: MessageProxy) -> Delivery | None:
         binding, actor = self.binding(broker), broker.get_actor(message.actor_name)
-        envelope = binding.read(message)
+        envelope = Envelope.read(message.options.get(OPTION), message.message_id, actor.actor_name)
         if message.failed or (envelope is not None and envelope.scope == OFF):
             return None
         if envelope is None and not binding.is_guarded(actor):

@@ -14,6 +14,7 @@ from once_core.demo import scenario
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from once_core.demo.binding import Binding
     from once_core.demo.ledger import Entry
 
 __all__ = ["Board", "Unit"]
@@ -64,20 +65,22 @@ class Board:
 
     Args:
         begin: Moment from which times are counted.
+        binding: What the workers are.
 
     Attributes:
         units: Rows by name.
         recent: The last lines told.
-        ready: Names of workers and producers that are.
+        ready: Processes of workers and producers that are, by their pids.
         refused: Triggers so far that sent nothing.
         sent: Messages sent so far.
     """
 
-    def __init__(self, begin: float) -> None:
+    def __init__(self, begin: float, binding: Binding) -> None:
         self.begin = begin
+        self._binding = binding
         self.units = {name: Unit(name) for name in (*scenario.ACCOUNTS, scenario.REPORT)}
         self.recent: deque[str] = deque(maxlen=_KEPT)
-        self.ready: set[str] = set()
+        self.ready: set[int] = set()
         self.refused = 0
         self.sent = 0
         self._units_of: dict[str, str] = {}
@@ -104,10 +107,10 @@ class Board:
         return all(unit.state == "idle" for unit in self.units.values())
 
     def _on_ready(self, entry: Entry) -> str:
-        self.ready.add(entry.worker)
+        self.ready.add(entry.pid)
         if entry.worker.startswith("producer"):
             return ""
-        return f"worker {entry.worker} is ready (pid {entry.pid}, {scenario.CHILDREN} children)"
+        return f"worker {entry.worker} is ready (pid {entry.pid}, {self._binding.hands})"
 
     def _on_trigger(self, entry: Entry) -> str:
         unit = self.units[entry.unit]
@@ -166,7 +169,7 @@ class Board:
         ]
         text = (
             f"KILLED worker {entry.worker} in the middle of {', '.join(cut)}: SIGKILL to pid "
-            f"{entry.pid} and its {scenario.CHILDREN} children"
+            f"{entry.pid} and its {self._binding.family}"
         )
         return text + (f"; it also had the waiting messages of {', '.join(held)}" if held else "")
 

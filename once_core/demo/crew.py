@@ -16,6 +16,8 @@ from once_core.demo import scenario
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from once_core.demo.binding import Binding
+
 __all__ = ["Crew", "DemoError"]
 
 
@@ -29,23 +31,23 @@ class Crew:
     Args:
         folder: Where they log to, and write the ledger.
         url: Of the server that is their broker and lock store.
+        binding: What they are.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, binding: Binding) -> None:
+        self._binding = binding
         self._folder = folder
         self._url = url
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_worker(self, name: str) -> int:
-        """Start a Celery worker with its children and return its pid."""
-        options = ["--concurrency", str(scenario.CHILDREN), "--pool", "prefork"]
-        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        app = ["celery", "-A", "once_core.demo.worker", "worker", "--hostname", f"{name}@%h"]
-        return self._start(name, [*app, "--loglevel", "INFO", *options, *quiet])
+        """Start a worker with its children and return its pid."""
+        return self._start(name, [each.format(name=name) for each in self._binding.worker])
 
     def start_producer(self, number: int) -> int:
         """Start a process that triggers once it is told to `go`, and return its pid."""
-        return self._start(f"producer-{number}", ["once_core.demo.producer", str(number)])
+        arguments = ["once_core.demo.producer", str(number), self._binding.app]
+        return self._start(f"producer-{number}", arguments)
 
     def _start(self, name: str, arguments: list[str]) -> int:
         with (self._folder / f"{name}.log").open("ab") as log:
@@ -55,7 +57,7 @@ class Crew:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=self._environment(),
+                env={**self._environment(), scenario.NAME_VARIABLE: name},
                 start_new_session=True,
             )
         self._processes[name] = process
@@ -66,7 +68,7 @@ class Crew:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("CELERY_", "ONCE_"))
+            if not name.startswith(("CELERY_", "ONCE_", "dramatiq_"))
         }
         root = Path(__file__).resolve().parents[2]
         if root.name not in ("site-packages", "dist-packages"):

@@ -58,7 +58,7 @@ class Verdict:
     """What the ledger shows.
 
     Attributes:
-        triggers: Calls of ``delay()``.
+        triggers: Calls of ``delay()`` or ``send()``.
         refused: Calls that sent nothing, because a message waited.
         messages: Ids of messages that were sent.
         deliveries: How often workers received a message: redelivered and deferred ones again.

@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         what: ``"ready"`` (a worker), ``"trigger"``, ``"failed"`` (a trigger that raised),
-            ``"received"`` (by a worker's main process), ``"start"`` and ``"end"`` (of a body),
+            ``"received"`` (by a worker), ``"start"`` and ``"end"`` (of a body),
             ``"kill"`` (of a worker), or ``"event"`` (what once says; only shown, never judged).
         at: Seconds on the one clock that all processes of a machine share. Of a trigger: the
             moment before the call.

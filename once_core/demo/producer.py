@@ -1,38 +1,35 @@
-"""Entry of a process that triggers: ``python -m once_core.demo.producer NUMBER``."""
+"""Entry of a process that triggers: ``python -m once_core.demo.producer NUMBER APP``."""
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from once_core._clock import elapsed
-from once_core.demo import lifeline, scenario
-from once_core.demo.app import make_app
+from once_core.demo import lifeline, notes, scenario
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from celery import Celery
-
+    from once_core.demo.binding import App
     from once_core.demo.ledger import Ledger
 
 __all__: list[str] = []
 
 
-def _main(number: int) -> None:
-    app, ledger = make_app()
+def _main(number: int, module: str) -> None:
+    ledger = notes.open_ledger()
+    app: App = importlib.import_module(module).open_app(ledger)
     if number == 1:
-        # one connection for all of them, or most of the time goes into opening it
-        with app.producer_or_acquire() as producer:
-            for _ in range(scenario.PLAIN):
-                app.tasks["plain_sync"].apply_async((scenario.ACCOUNTS[0],), producer=producer)
-    ledger.note("ready", worker=f"producer-{number}")
+        app.pile_up(scenario.ACCOUNTS[0])
+    ledger.note("ready", worker=notes.name())
     lifeline.wait_for_go()
     lifeline.hold()
     for unit in _units(is_first=number == 1):
-        _trigger(app, ledger, unit, f"producer-{number}")
+        _trigger(app, ledger, unit)
 
 
 def _units(*, is_first: bool) -> Iterator[str]:
@@ -48,16 +45,16 @@ def _units(*, is_first: bool) -> Iterator[str]:
         time.sleep(scenario.RUSH_PAUSE if count < scenario.RUSH else scenario.TRICKLE_PAUSE)
 
 
-def _trigger(app: Celery, ledger: Ledger, unit: str, name: str) -> None:
+def _trigger(app: App, ledger: Ledger, unit: str) -> None:
     at = elapsed()
     try:
-        handle = app.tasks["sync"].delay(unit)
+        message_id, is_sent = app.trigger(unit)
     except Exception as error:  # noqa: BLE001  # whatever it is, the judge has to hear of it
-        ledger.note("failed", at=at, unit=unit, worker=name, text=repr(error))
+        ledger.note("failed", at=at, unit=unit, worker=notes.name(), text=repr(error))
         return
-    is_sent = not handle.once.is_duplicate
-    ledger.note("trigger", at=at, unit=unit, message_id=handle.id, worker=name, is_sent=is_sent)
+    facts = {"message_id": message_id, "worker": notes.name(), "is_sent": is_sent}
+    ledger.note("trigger", at=at, unit=unit, **facts)
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main(int(sys.argv[1]), sys.argv[2])

@@ -11,6 +11,7 @@ __all__ = [
     "LEASE",
     "LEDGER_VARIABLE",
     "LIMIT",
+    "NAME_VARIABLE",
     "PLAIN",
     "PLAIN_QUEUE",
     "PRODUCERS",
@@ -35,7 +36,8 @@ BODY = 3.0
 REDELIVERY = 5
 """Seconds after which the broker gives out again what nobody acknowledged.
 
-Longer than the body: a live run is not to be redelivered. Celery's default is an hour.
+Longer than the body: a live run is not to be redelivered. Celery's default is an hour, Dramatiq's a
+minute and then some minutes more, by chance.
 """
 
 SWEEP = 1
@@ -43,7 +45,8 @@ SWEEP = 1
 
 WORKERS = ("one", "two")
 CHILDREN = 6
-"""Children of each worker: as many as units of work, so that no run waits for a free child."""
+"""Children or threads of each worker: as many as units of work, so that no run waits for a free
+one."""
 
 PRODUCERS = 3
 ACCOUNTS = tuple(f"account-{number}" for number in range(1, 6))
@@ -73,3 +76,4 @@ PLAIN_QUEUE = "once-demo-plain"
 
 URL_VARIABLE = "ONCE_DEMO_URL"
 LEDGER_VARIABLE = "ONCE_DEMO_LEDGER"
+NAME_VARIABLE = "ONCE_DEMO_NAME"

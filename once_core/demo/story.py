@@ -26,6 +26,7 @@ from once_core.errors import OnceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from once_core.demo.binding import Binding
     from once_core.demo.ledger import Entry
 
 __all__ = ["Interrupted", "Story", "run"]
@@ -36,7 +37,7 @@ _QUIET = 0.5
 and notes it as handed out in two steps, and between them it is nowhere."""
 _START_PATIENCE = 20.0
 _RECOVERY = scenario.LEASE + scenario.REDELIVERY + 2 * scenario.SWEEP + 2.0
-"""Seconds from the kill to the next start: a lease, Celery's redelivery, and a slow machine."""
+"""Seconds from the kill to the next start: a lease, the broker's redelivery, a slow machine."""
 
 
 class Interrupted(BaseException):
@@ -51,8 +52,11 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def run() -> int:
+def run(binding: Binding) -> int:
     """Show the demo on standard output.
+
+    Args:
+        binding: With which task queue.
 
     Returns:
         The exit code: 0 when every promise was kept, 1 when one was broken, 2 when the demo
@@ -60,7 +64,7 @@ def run() -> int:
     """
     try:
         with _signals() as check, ExitStack() as stack:
-            return Story(stack, check).tell()
+            return Story(stack, check, binding).tell()
     except Interrupted as interrupted:
         print("\nonce demo: interrupted; all it had started is gone", file=sys.stderr)
         return 128 + interrupted.number
@@ -93,9 +97,11 @@ class Story:
     Args:
         stack: Holds what has to be undone at the end.
         check: Raises `Interrupted` when somebody wants us to end.
+        binding: With which task queue.
     """
 
-    def __init__(self, stack: ExitStack, check: Callable[[], None]) -> None:
+    def __init__(self, stack: ExitStack, check: Callable[[], None], binding: Binding) -> None:
+        self._binding = binding
         self._begin = elapsed()
         self._check = check
         folder = Path(tempfile.mkdtemp(prefix="once-demo-"))
@@ -106,9 +112,9 @@ class Story:
         stack.callback(self._client.close)
         self._ledger = Ledger(folder / "ledger")
         stack.callback(self._ledger.close)
-        self._crew = Crew(folder, self._server.url)
+        self._crew = Crew(folder, self._server.url, binding)
         stack.callback(self._crew.end)
-        self._board = Board(self._begin)
+        self._board = Board(self._begin, binding)
         self._view = make_view(self._board)
         stack.callback(self._view.close)
         self._entries: list[Entry] = []
@@ -120,10 +126,10 @@ class Story:
         pids = [self._crew.start_worker(name) for name in scenario.WORKERS]
         producers = [self._crew.start_producer(1 + number) for number in range(scenario.PRODUCERS)]
         self._view.open(self._header(pids, producers))
-        everybody = len(pids) + len(producers)
+        everybody = len(pids) * self._binding.processes + len(producers)
         if not self._wait(lambda: len(self._board.ready) == everybody, _START_PATIENCE):
             raise DemoError(f"the workers were not ready after {_START_PATIENCE:.0f} s")
-        piled = int(self._client.llen(scenario.PLAIN_QUEUE))
+        piled = int(self._client.llen(self._binding.pile))
         self._say(f"without once: {scenario.PLAIN} triggers of one unit put {piled} in the queue")
         self._burst()
         self._settle()
@@ -176,8 +182,8 @@ class Story:
     def _at_broker(self) -> int:
         """Messages that wait in the queue or are handed out and not acknowledged."""
         pipeline = self._client.pipeline(transaction=True)
-        pipeline.llen(scenario.QUEUE)
-        pipeline.hlen("unacked")
+        for command, key in self._binding.waiting:
+            getattr(pipeline, command)(key)
         count: int = sum(pipeline.execute())
         self._most = max(self._most, count)
         return count
@@ -211,15 +217,14 @@ class Story:
 
     def _header(self, workers: Sequence[int], producers: Sequence[int]) -> list[str]:
         server = self._server
-        workers_text = f"{' and '.join(scenario.WORKERS)}: Celery, prefork, {scenario.CHILDREN}"
+        workers_text = f"{' and '.join(scenario.WORKERS)}: {self._binding.kind}"
         rows = {
             "server": f"broker and lock store: version {server.version}, port {server.port}, "
             f"pid {server.pid}, {find_server_binary()}",
-            "workers": f"{workers_text} children each, pids {_list(workers)}; "
-            f"triggers: pids {_list(producers)}",
+            "workers": f"{workers_text}, pids {_list(workers)}; triggers: pids {_list(producers)}",
             "folder": f"{self._folder}: ledger and logs, removed at the end",
             "task": f"takes {scenario.BODY:g} s; lease of {scenario.LEASE:g} s (default: 60), "
-            f"broker redelivers after {scenario.REDELIVERY} s (default: 3600)",
+            f"{self._binding.redelivery}",
         }
         return [f"{name:<8} {text}" for name, text in rows.items()]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from once_core import _breaker, _heartbeat, attempt, events, lease, store
+from once_core import _breaker, _heartbeat, _line, attempt, events, lease
 from once_core.guard import Guard
 from once_core.options import OnceOptions
 from once_core.store import Store
@@ -29,7 +29,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock in the place of the host's, wherever this library reads it."""
     clock = Clock()
-    for module in (_breaker, _heartbeat, attempt, lease, store):
+    for module in (_breaker, _heartbeat, _line, attempt, lease):
         monkeypatch.setattr(module, "elapsed", clock)
     return clock
 

@@ -36,6 +36,7 @@ LAYERS = [
     {"errors", "_clock", "_native", "_host", "_scripts", "_canonical", "envelope", "_surroundings"},
     {"events", "keys", "lease", "protocol"},
     {"_checks", "_breaker", "_client", "options"},
+    {"_line"},
     {"store", "aio"},
     {"guard", "_heartbeat"},
     {"publish", "attempt", "lost", "sharing", "configuration"},

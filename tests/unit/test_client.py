@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from once_core import protocol
+from once_core import _line, protocol
 from once_core import store as store_module
 from once_core._client import CONNECT_TIMEOUT, READ_TIMEOUT, make_async_client, make_client, masked
 from once_core.devserver import DevServer
@@ -457,7 +457,7 @@ def test_stale_connection_is_no_outage(
     server: DevServer, told: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that died while idle is made anew: nobody hears of it."""
-    monkeypatch.setattr(store_module, "FRESH", 0.0)
+    monkeypatch.setattr(_line, "FRESH", 0.0)
     store = Store(server.url)
     store.run(CLAIM)
 
