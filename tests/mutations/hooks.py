@@ -57,6 +57,8 @@ STORE = "once_core/store.py"
 BREAKER = "once_core/_breaker.py"
 CLAIM = "once_core/publish.py"
 LOST = "once_core/lost.py"
+SEARCH = "once_core/sharing.py"
+LINE = "once_core/_line.py"
 ENVELOPE = "once_core/envelope.py"
 
 TASKS = (
@@ -786,7 +788,7 @@ RUNNING = (
         "gaps:a_deferred_message_keeps_what_it_carries",
     ),
     _in(
-        DEFER,
+        ATTEMPT,
         "lapse margin",
         "a-dead-holders-lease-is-outwaited",
         "return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay",
@@ -802,7 +804,7 @@ RUNNING = (
         "gaps:no_message_is_held_for_longer_than_the_broker_allows[overlap]",
     ),
     _in(
-        DEFER,
+        ATTEMPT,
         "deferral cap",
         "an-early-message-is-held-for-longer-than-the-broker-allows",
         "return min(answer.remaining, longest)",
@@ -861,15 +863,15 @@ SHARING = (
         "gaps:a_duplicate_that_shares_ends_as_its_holder",
     ),
     _in(
-        SETTLE,
+        SEARCH,
         "share",
         "sharing-waits-for-ever",
-        "        if is_gone or deferrals * LONGEST_LOOK > guard.options.ttl:\n",
+        "        if is_gone or deferrals * LONGEST_LOOK > self.guard.options.ttl:\n",
         "        if False:\n",
         "gaps:a_duplicate_that_shares_does_not_wait_for_ever",
     ),
     _in(
-        SETTLE,
+        SEARCH,
         "share",
         "one-look-is-proof-enough",
         "LOOKS_WITHOUT_HOLDER = 5",
@@ -1086,7 +1088,7 @@ LEASES = (
         "breaker:outage_is_told_once",
     ),
     _in(
-        STORE,
+        LINE,
         "stale connections",
         "a-stale-connection-is-an-outage",
         "if elapsed() - used_at < FRESH or self._is_good(connection):",
@@ -1153,7 +1155,7 @@ ENDS = (
         "gaps:a_member_that_was_stored_and_not_counted_is_counted",
     ),
     _in(
-        SETTLE,
+        SEARCH,
         "share",
         "the-result-of-an-earlier-run-is-shared",
         'if ran != holder_id and fields.get("zt") == str(envelope.shared_ticket):',
