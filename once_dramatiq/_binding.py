@@ -141,6 +141,12 @@ class Binding:
         found = self._stores.get(name)
         return found if found is not None else self._stores.setdefault(name, Store(source))
 
+    def forget(self) -> None:
+        """Empty the lock store of a `StubBroker`: its messages are gone, by ``flush_all()``."""
+        store = self._stores.get(self._stub_url)
+        if store is not None:
+            store.client().flushdb()
+
     def _discovered(self) -> str | Like | ClientSource:
         if isinstance(self.broker, StubBroker):
             return self._stub_url

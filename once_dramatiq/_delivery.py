@@ -69,7 +69,8 @@ class Delivery:
 
     @cached_property
     def _settlement(self) -> Settlement:
-        return Settlement(self._binding, self._actor, self._guard, self._proxy)
+        is_copy = self._is_copy
+        return Settlement(self._binding, self._actor, self._guard, self._proxy, is_copy=is_copy)
 
     @staticmethod
     def current() -> Delivery | None:
@@ -82,9 +83,10 @@ class Delivery:
         Raises:
             SkipMessage: It was put back, settled, or has ended before.
         """
+        self._binding.consumers.have_lost_connection(self._queue)  # notes who consumes now
         if self._envelope is not None and self._envelope.duplicate_of:
             self._end_duplicate(self._envelope)
-        is_copy = self._is_copy()
+        is_copy = self._is_copy
         waits = 0
         while True:
             attempt = self._attempt = self._new_attempt(is_copy=is_copy)
@@ -122,9 +124,9 @@ class Delivery:
             self._guard, key, message, envelope, expects_copies=is_copy or may_come_again
         )
 
+    @cached_property
     def _is_copy(self) -> bool:
         """Whether the broker gave it out before, perhaps without it having been looked at."""
-        self._binding.consumers.have_lost_connection(self._queue)  # who consumes now
         redelivered = getattr(self._proxy, "redelivered", False)  # RabbitMQ's alone
         return bool(redelivered or (self._envelope and self._envelope.is_copy))
 

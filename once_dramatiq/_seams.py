@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.asyncio import async_to_sync
+from dramatiq.brokers.stub import StubBroker
 
 from once_dramatiq._binding import is_async
 from once_dramatiq._delivery import Delivery
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from once_dramatiq._thread import ThreadState
 
-__all__ = ["wrap_actor", "wrap_broker"]
+__all__ = ["wrap_actor", "wrap_broker", "wrap_stub"]
 
 Enqueue = Callable[..., "Message[Any]"]
 
@@ -46,6 +47,26 @@ def wrap_broker(
 
     wrapper.once_original = original  # type: ignore[attr-defined]  # says that it is wrapped
     broker.enqueue = wrapper  # type: ignore[method-assign]  # see above
+
+
+def wrap_stub(broker: Broker, forget: Callable[[], None]) -> None:
+    """Have ``flush_all()`` of a `StubBroker`, with which tests begin, free what it throws away.
+
+    Args:
+        broker: Any broker; others keep their locks, which heal: other processes may hold them.
+        forget: Empties its lock store.
+    """
+    if not isinstance(broker, StubBroker) or hasattr(broker.flush_all, "once_original"):
+        return
+    original = broker.flush_all
+
+    @wraps(original)
+    def flush_all() -> None:
+        original()
+        forget()
+
+    flush_all.once_original = original  # type: ignore[attr-defined]  # says that it is wrapped
+    broker.flush_all = flush_all  # type: ignore[method-assign]  # see above
 
 
 def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:

@@ -31,14 +31,22 @@ class Settlement:
         actor: Whose message it is.
         guard: Of the actor, with the options of the call.
         proxy: The message.
+        is_copy: Whether the broker gave it out before: the first delivery may have settled it.
     """
 
     def __init__(
-        self, binding: Binding, actor: Actor[..., Any], guard: Guard, proxy: MessageProxy
+        self,
+        binding: Binding,
+        actor: Actor[..., Any],
+        guard: Guard,
+        proxy: MessageProxy,
+        *,
+        is_copy: bool,
     ) -> None:
         self._binding = binding
         self._guard = guard
         self._proxy = proxy
+        self._is_copy = is_copy
         self._results = binding.results(actor, proxy.options)
 
     def settle(self) -> None:
@@ -62,12 +70,16 @@ class Settlement:
             return _MISSING
 
     def _end_with(self, value: object) -> None:
-        """Store a value, and go on with whatever waits for it, unless its result is there."""
+        """Store a value, unless a result is there, and go on with whatever waits for it.
+
+        A result may be there although that waits: of a pipeline or group that is run again.
+        """
         if self._results is not None:
-            if self.has_result():
+            if not self.has_result():
+                backend, ttl = self._results
+                backend.store_result(self._proxy, value, ttl)
+            elif self._is_copy:
                 return
-            backend, ttl = self._results
-            backend.store_result(self._proxy, value, ttl)
         proxy, broker = self._proxy, self._binding.broker
         has_callback = "on_success" in proxy.options  # not the actor's: the holder calls that
         for each in broker.middleware:
@@ -81,12 +93,15 @@ class Settlement:
         Raises:
             SkipMessage: The error.
         """
+        self._proxy.fail()
+        self._call_on_failure(error)
+        raise as_end(error)
+
+    def _call_on_failure(self, error: Exception) -> None:
         proxy, broker = self._proxy, self._binding.broker
-        proxy.fail()
         for each in broker.middleware:
             if isinstance(each, Callbacks):
-                each.after_process_message(broker, proxy, exception=error)  # type: ignore[no-untyped-call]  # Dramatiq's
-        raise as_end(error)
+                each.after_process_message(broker, proxy, exception=error)  # type: ignore[no-untyped-call]  # theirs
 
     def end_like(self, envelope: Envelope) -> bool:
         """End it as its holder ended; answers whether that was possible.
@@ -107,9 +122,12 @@ class Settlement:
 
     def _fail_like(self, failure: ResultFailure) -> NoReturn:
         self._proxy.fail()
-        # `Results` stores the name and the text of what is raised here
+        # `Results` and callbacks take the name and the text of what is raised here
         kind = type(failure.orig_exc_type or "Exception", (SkipMessage,), {})
-        raise kind(failure.orig_exc_msg)
+        error = kind(failure.orig_exc_msg)
+        if "on_failure" in self._proxy.options:  # not the actor's: that was called for the holder
+            self._call_on_failure(error)
+        raise error
 
     def tell(self, envelope: Envelope, reason: str) -> None:
         """Say that a duplicate is settled."""

@@ -15,7 +15,7 @@ from once_core.protocol import Message
 from once_dramatiq._binding import OPTION, Binding
 from once_dramatiq._delivery import Delivery
 from once_dramatiq._publish import enqueue
-from once_dramatiq._seams import wrap_actor, wrap_broker
+from once_dramatiq._seams import wrap_actor, wrap_broker, wrap_stub
 from once_dramatiq._thread import ThreadState
 from once_dramatiq.errors import GuardError, translated
 
@@ -100,6 +100,7 @@ class OnceMiddleware(Middleware):
     def _wrap(self, broker: Broker) -> None:
         binding = self.binding(broker)
         wrap_broker(broker, lambda send, message, delay: enqueue(binding, send, message, delay))
+        wrap_stub(broker, binding.forget)
 
     # Workers
 

@@ -78,6 +78,21 @@ def test_a_broker_is_wrapped_once(broker: StubBroker) -> None:
     assert wrapped.once_original.__func__ is StubBroker.enqueue  # type: ignore[attr-defined]
 
 
+def test_flush_all_of_a_stub_broker_frees_what_waited() -> None:
+    """Test suites begin with it; locks of the test before would refuse what this one sends."""
+    broker = StubBroker()
+    broker.add_middleware(OnceMiddleware())
+
+    @dramatiq.actor(broker=broker, once=True)
+    def work(unit: str) -> None: ...
+
+    work.send("a")
+    broker.flush_all()
+
+    assert published(work.send("a")).state == "claimed"
+    assert broker.queues["default"].qsize() == 1
+
+
 def test_middleware_that_comes_after_the_actors_guards_them_too() -> None:
     """Dramatiq tells a new middleware of the actors that are there."""
     broker = StubBroker()
