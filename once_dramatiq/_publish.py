@@ -188,12 +188,15 @@ def _refuse(
 ) -> Message[Any]:
     """Answer a duplicate. An id that somebody waits for is settled by a message."""
     told = publication.publish
-    if told.holder_id == message.message_id:
+    is_awaited = any(message.options.get(name) for name in _AWAITED)
+    sent_before = Envelope.read(message.options.get(OPTION), message.message_id, message.actor_name)
+    is_accepted = sent_before is not None and not sent_before.duplicate_of and not is_awaited
+    if told.holder_id == message.message_id or is_accepted:
         # the same message enqueued twice: settling it would end it before its real run
         return _told(message.copy(), told)
     if publication.guard.options.on_duplicate == "raise" and may_raise:
         raise publication.error()
-    if may_adopt and not any(message.options.get(name) for name in _AWAITED):
+    if may_adopt and not is_awaited:
         options = {name: value for name, value in message.options.items() if name != OPTION}
         adopted = type(message)(
             queue_name=message.queue_name,

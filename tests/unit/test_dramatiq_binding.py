@@ -355,3 +355,19 @@ def test_a_redis_client_can_be_handed_in(shared_server: DevServer) -> None:
     broker.add_middleware(OnceMiddleware(client=client))
 
     assert store_of(broker).client() is client
+
+
+def test_a_message_sent_twice_is_not_settled_when_a_copy_of_it_waits(
+    make: Callable[..., StubBroker],
+) -> None:
+    """Its first message still waits, and would find a result under its id."""
+    broker = make(heal_after=0)
+    actor = define(broker, once=True)
+    message = actor.send(1)
+    copy = actor.send(1)
+    assert published(copy).state == "refreshed"
+
+    again = broker.enqueue(message)
+
+    assert published(again).is_duplicate
+    assert broker.queues["default"].qsize() == 2
