@@ -238,8 +238,13 @@ def test_ended_while_it_is_put_back(crew: Deployment, unit: str, way: str) -> No
 
 def active(scene: Deployment) -> dict[str, int]:
     """Messages that the children of a scene's worker have in their hands, and whose pid it is."""
-    (answer,) = scene.app.control.broadcast("active", reply=True, limit=1, timeout=20)
-    return {each["id"]: each["worker_pid"] for found in answer.values() for each in found}
+    answers = scene.app.control.broadcast("active", reply=True, limit=1, timeout=20)
+    return {
+        each["id"]: each["worker_pid"]
+        for answer in answers  # a reply may be late
+        for found in answer.values()
+        for each in found
+    }
 
 
 # Terminated
