@@ -69,8 +69,7 @@ class Delivery:
 
     @cached_property
     def _settlement(self) -> Settlement:
-        is_copy = self._is_copy
-        return Settlement(self._binding, self._actor, self._guard, self._proxy, is_copy=is_copy)
+        return Settlement(self._binding, self._actor, self._guard, self._proxy)
 
     @staticmethod
     def current() -> Delivery | None:
@@ -101,6 +100,7 @@ class Delivery:
                     self._enter(attempt)
                     return
                 attempt.end("interrupted")
+                self._settlement.go_on_after_result()
                 answer = answer._replace(status="repeated")
             if answer is not None and answer.status not in ("overlap", "early"):
                 self._end_without_run(attempt, answer)

@@ -31,7 +31,6 @@ class Settlement:
         actor: Whose message it is.
         guard: Of the actor, with the options of the call.
         proxy: The message.
-        is_copy: Whether the broker gave it out before: the first delivery may have settled it.
     """
 
     def __init__(
@@ -40,13 +39,10 @@ class Settlement:
         actor: Actor[..., Any],
         guard: Guard,
         proxy: MessageProxy,
-        *,
-        is_copy: bool,
     ) -> None:
         self._binding = binding
         self._guard = guard
         self._proxy = proxy
-        self._is_copy = is_copy
         self._results = binding.results(actor, proxy.options)
 
     def settle(self) -> None:
@@ -72,20 +68,32 @@ class Settlement:
     def _end_with(self, value: object) -> None:
         """Store a value, unless a result is there, and go on with whatever waits for it.
 
-        A result may be there although that waits: of a pipeline or group that is run again.
+        A result may be there although that waits: of a pipeline or group that is run again, or of
+        a first delivery whose worker died before it went on.
         """
-        if self._results is not None:
-            if not self.has_result():
-                backend, ttl = self._results
-                backend.store_result(self._proxy, value, ttl)
-            elif self._is_copy:
-                return
-        proxy, broker = self._proxy, self._binding.broker
-        has_callback = "on_success" in proxy.options  # not the actor's: the holder calls that
+        if self._results is not None and not self.has_result():
+            backend, ttl = self._results
+            backend.store_result(self._proxy, value, ttl)
+        # not the actor's callback: the holder calls that
+        self._go_on(value, calls_back="on_success" in self._proxy.options)
+
+    def go_on_after_result(self) -> None:
+        """Its first delivery stored a result, and may have died before it went on.
+
+        What waits may be told twice, as on every redelivery without us; it never waits for ever.
+        """
+        try:
+            value = self._result_of(self._proxy.message_id)
+        except ResultError:
+            return  # after a failure nothing goes on
+        self._go_on(value, calls_back=True)
+
+    def _go_on(self, value: object, *, calls_back: bool) -> None:
+        broker = self._binding.broker
         for each in broker.middleware:
             is_waiting = isinstance(each, (Pipelines, GroupCallbacks))
-            if is_waiting or (has_callback and isinstance(each, Callbacks)):
-                each.after_process_message(broker, proxy, result=value)
+            if is_waiting or (calls_back and isinstance(each, Callbacks)):
+                each.after_process_message(broker, self._proxy, result=value)
 
     def fail(self, error: errors.OverlapError | errors.DuplicateTaskError) -> NoReturn:
         """End it with an error; no retries, for it would only meet the same again.
