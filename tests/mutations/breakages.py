@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mutations.dramatiq import DRAMATIQ_BREAKAGES
 from mutations.hooks import HOOK_BREAKAGES
 from mutations.record import RECORD_BREAKAGES
 
 __all__ = ["BREAKAGES", "HOOKS", "RULES"]
 
-BREAKAGES = RECORD_BREAKAGES + HOOK_BREAKAGES
+BREAKAGES = RECORD_BREAKAGES + HOOK_BREAKAGES + DRAMATIQ_BREAKAGES
 
 RULES = (
     *(f"every step {number}" for number in range(1, 6)),
@@ -40,6 +41,7 @@ HOOKS = (
     "debounce",
     "deferral cap",
     "dispatch",
+    "dramatiq",
     "end pending",
     "expires",
     "finish later",

@@ -371,3 +371,20 @@ def test_a_message_sent_twice_is_not_settled_when_a_copy_of_it_waits(
 
     assert published(again).is_duplicate
     assert broker.queues["default"].qsize() == 2
+
+
+def test_a_second_worker_of_a_process_has_lost_no_connection(
+    make: Callable[..., StubBroker],
+) -> None:
+    """Test suites start one for each test; its messages leave no marks behind."""
+    broker = make()
+    actor = define(broker, once=True)
+    for _ in range(2):
+        worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+        worker.start()
+        message = actor.send(1)
+        broker.join("default", timeout=10_000)
+        worker.stop()
+        assert not published(message).is_duplicate
+
+    assert store_of(broker).client().keys("*") == []
