@@ -46,8 +46,14 @@ class Consumers:
         consumer = thread.consumer if thread is not None else None
         if consumer is None:
             return False
-        if self._seen.setdefault(queue_name, consumer) is not consumer:
+        if self._seen.setdefault(queue_name, consumer) is not consumer or _is_closed(consumer):
             self._seen[queue_name] = consumer
             self._lost_at[queue_name] = elapsed()
         lost_at = self._lost_at.get(queue_name)
         return lost_at is not None and elapsed() - lost_at < BACKLOG
+
+
+def _is_closed(consumer: Consumer) -> bool:
+    """Whether its connection is gone and its thread has not made another yet (RabbitMQ's)."""
+    ends = (getattr(consumer, name, None) for name in ("channel", "connection"))
+    return any(getattr(end, "is_open", True) is False for end in ends)
