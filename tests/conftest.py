@@ -4,12 +4,15 @@ import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from _support.deployment import AMQP_URL, Deployment, is_rabbitmq_there
+from _support.rabbitmq import AMQP_URL, is_rabbitmq_there
 
 from once_core.devserver import DevServer
+
+if TYPE_CHECKING:
+    from _support.deployment import Deployment
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,8 @@ def deploy(
 
     They share a server with other tests unless `store=` gives them their own.
     """
+    from _support.deployment import Deployment  # where Celery is not installed nobody asks
+
     made: list[Deployment] = []
 
     def make(**options: Any) -> Deployment:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kombu import Connection
-
 from _support import ledger
 from _support.celery_app import make_app
+from _support.rabbitmq import AMQP_URL
 from _support.workers import CeleryWorker
 from once_core.devserver import DevServer
-
-AMQP_URL = os.environ.get("ONCE_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
-
-
-def is_rabbitmq_there() -> bool:
-    """Whether the RabbitMQ that tests may use answers."""
-    try:
-        with Connection(AMQP_URL, connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=1)
-    except Exception:  # noqa: BLE001  # whatever the reason
-        return False
-    return True
 
 
 @dataclass

@@ -18,7 +18,7 @@ from dramatiq.rate_limits.backends import RedisBackend as RateLimiterBackend
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
-from _support import ledger
+from _support import dramatiq_ways_actors, ledger
 from once_dramatiq import OnceMiddleware
 
 SETTINGS = "TEST_DRAMATIQ"
@@ -173,6 +173,7 @@ def add_actors(broker: Broker, settings: Mapping[str, Any]) -> dict[str, Any]:  
         ledger.note(path, "noted", args=list(args), payload=payload, id=message_id())
         return args[-1] if args else None
 
+    dramatiq_ways_actors.add(broker, actor, body, path)
     return dict(broker.actors)
 
 

@@ -14,19 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pika
+from dramatiq import Broker, Worker
 from dramatiq.common import dq_name, xq_name
 from dramatiq.results import ResultMissing
 
 from _support import ledger
-from _support.deployment import AMQP_URL
 from _support.dramatiq_app import SETTINGS, make_broker
+from _support.rabbitmq import PIKA_URL
 from _support.waiting import wait_until
 from once_core.devserver import DevServer
 
 TESTS = Path(__file__).parent.parent
-
-PIKA_URL = AMQP_URL.removesuffix("//") + "/%2F" if AMQP_URL.endswith("//") else AMQP_URL
-"""The same server as for Celery, whose URLs may end in two slashes."""
 
 
 class DramatiqWorker:
@@ -105,12 +104,25 @@ class DramatiqWorker:
             pass
 
 
+class ThreadWorker:
+    """The same in threads of this process, for messages of a `StubBroker`."""
+
+    def __init__(self, broker: Broker, threads: int) -> None:
+        broker.emit_after("process_boot")  # as the command does; time limits need it
+        self._worker = Worker(broker, worker_timeout=100, worker_threads=threads)
+        self._worker.start()
+
+    def kill(self) -> None:
+        """End when all bodies have; what waits stays in its queue."""
+        self._worker.stop(timeout=10_000)
+
+
 @dataclass
 class DramatiqDeployment:
     """One scene; its queue, units and ledger are its own.
 
     Attributes:
-        broker: ``redis`` (on the lock store's server) or ``rabbitmq``.
+        broker: ``redis`` (on the lock store's server), ``rabbitmq`` or ``stub``.
         store: Server of lock store and results, and of the broker where that is Redis.
         conf: More settings of `make_broker`.
     """
@@ -120,7 +132,7 @@ class DramatiqDeployment:
     broker: str = "redis"
     threads: int = 4
     conf: dict[str, Any] = field(default_factory=dict)
-    workers: list[DramatiqWorker] = field(default_factory=list)
+    workers: list[DramatiqWorker | ThreadWorker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ledger = self.folder / f"ledger-{uuid.uuid4().hex}"
@@ -145,6 +157,13 @@ class DramatiqDeployment:
         worker = DramatiqWorker(self.settings, self.folder, **chosen)
         self.workers.append(worker)
         return worker.ready()
+
+    def start(self) -> None:
+        """Start the worker that suits the broker."""
+        if self.broker == "stub":
+            self.workers.append(ThreadWorker(self.app, self.threads))
+        else:
+            self.worker(environment={"dramatiq_worker_timeout": "100"})
 
     def result(self, message: Any, *, within: float = 20.0) -> Any:
         """The result of a message, once it is there."""
@@ -184,6 +203,9 @@ class DramatiqDeployment:
         for worker in self.workers:
             worker.kill()
         if self.broker == "rabbitmq":
-            for name in (self.queue, dq_name(self.queue), xq_name(self.queue)):
-                self.app.channel.queue_delete(name)
+            # not by the broker's own connection, which the test may have cut
+            with pika.BlockingConnection(pika.URLParameters(PIKA_URL)) as connection:
+                channel = connection.channel()
+                for name in (self.queue, dq_name(self.queue), xq_name(self.queue)):
+                    channel.queue_delete(name)
         self.app.close()

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import dramatiq
 import pytest
 from celery import _state
+
+import once_core
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +15,12 @@ def own_tasks() -> Iterator[None]:
     before = set(_state._on_app_finalizers)
     yield
     _state._on_app_finalizers.intersection_update(before)
+
+
+@pytest.fixture(autouse=True)
+def own_process() -> Iterator[None]:
+    """Examples say what holds for a process, and this process goes on."""
+    before = dramatiq.broker.global_broker
+    yield
+    dramatiq.broker.global_broker = before
+    once_core.configure()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,41 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, server: DevServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The README's `shop.py`, on a server of the test's own."""
-    module, *rest = blocks("python")
-    text = (module + "".join(rest)).replace(EXAMPLE_URL, server.url)
-    (tmp_path / "shop.py").write_text(text, encoding="utf-8")
+def folder(tmp_path: Path, server: DevServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The README's modules, on a server of the test's own; a block without a name goes on."""
+    name = ""
+    for block in blocks("python"):
+        head = re.match(r"# (\w+\.py)\n", block)
+        name = head[1] if head else name
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write(block.replace(EXAMPLE_URL, server.url))
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    sys.modules.pop("shop", None)
+    NAMES.clear()
+    for each in tmp_path.glob("*.py"):
+        sys.modules.pop(each.stem, None)
+
+
+@contextmanager
+def worker(folder: Path, command: str) -> Iterator[None]:
+    """The worker that the README tells to start."""
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command.split()],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield
+    except AssertionError:
+        print(log.read_text(encoding="utf-8", errors="replace"))
+        raise
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def run_examples(block: str) -> None:
@@ -54,30 +82,32 @@ def test_the_first_two_commands_are_the_demo_and_the_tests() -> None:
     assert "pytest" in tests
 
 
-def test_every_example_does_what_the_readme_says(shop: Path) -> None:
-    """The sixty seconds work as they are printed, with a real worker."""
-    waiting, ended = blocks("pycon")
+def test_sixty_seconds_with_celery(folder: Path) -> None:
+    """They work as they are printed, with a real worker."""
+    waiting, ended, *_ = blocks("pycon")
 
     run_examples(waiting)
-    log = shop / "worker.log"
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "shop", "worker", "--concurrency", "1"],
-            cwd=shop,
-            env={**os.environ, "PYTHONPATH": str(shop)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
+    with worker(folder, "celery -A shop worker --concurrency 1"):
         run_examples(ended)
         from shop import charge, import_catalogue
 
         assert import_catalogue.delay(7).get(timeout=30) == "catalogue of shop 7"
         assert charge.delay(7).get(timeout=30) > 0
-    except AssertionError:
-        print(log.read_text(encoding="utf-8", errors="replace"))
-        raise
-    finally:
-        worker.terminate()
-        worker.wait(30)
-        NAMES.clear()
+
+
+def test_sixty_seconds_with_dramatiq(folder: Path) -> None:
+    """They work as they are printed, with a real worker."""
+    *_, waiting, ended = blocks("pycon")
+
+    run_examples(waiting)
+    with worker(folder, "dramatiq warehouse --processes 1 --threads 2"):
+        run_examples(ended)
+        from warehouse import restock
+
+        result = restock.send(7).get_result(block=True, timeout=30_000)
+        assert result == "shelf 7 is full"
+
+
+def test_there_are_no_other_examples() -> None:
+    """Each block of the README is one of those that are run here."""
+    assert len(blocks("pycon")) == 4

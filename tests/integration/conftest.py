@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from _support.deployment import Deployment
 from _support.dramatiq_deployment import DramatiqDeployment
 from _support.scenes import PREFORK
 
 from once_core.devserver import DevServer
+
+if TYPE_CHECKING:
+    from _support.deployment import Deployment
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where Celery is not installed only the tests of Dramatiq can be imported."""
+    name = collection_path.name
+    needs_celery = name.startswith("test_") and not name.startswith("test_dramatiq")
+    return True if needs_celery and importlib.util.find_spec("celery") is None else None
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +30,8 @@ def scenes(
     shared_server: DevServer,
 ) -> Iterator[Callable[[str], Deployment]]:
     """One deployment of each kind with running workers, for all tests that kill none."""
+    from _support.deployment import Deployment  # Celery may not be installed
+
     made: dict[str, Deployment] = {}
 
     def scene_of(kind: str) -> Deployment:
@@ -73,6 +85,24 @@ def dramatiq_scene(
     yield dramatiq_scenes(request.param)
     client = shared_server.client()
     assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+
+
+@pytest.fixture(scope="module", params=["stub", "redis", "rabbitmq"])
+def dramatiq_crew(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_server: DevServer,
+) -> Iterator[DramatiqDeployment]:
+    """A worker with many threads on each broker, for one file; no key may lack a TTL."""
+    if request.param == "rabbitmq":
+        request.getfixturevalue("rabbitmq")
+    folder = tmp_path_factory.mktemp(f"crew-{request.param}")
+    made = DramatiqDeployment(folder, shared_server, broker=request.param, threads=24)
+    made.start()
+    yield made
+    client = shared_server.client()
+    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+    made.close()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from rich.console import Console
 import once_core
 from once_core.__main__ import main
 from once_core.demo import scenario
+from once_core.demo.binding import CELERY, DRAMATIQ
 from once_core.demo.board import Board
 from once_core.demo.judge import judge
 from once_core.demo.ledger import Entry, Ledger
@@ -29,7 +30,11 @@ from once_core.devserver import find_server_binary
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from once_core.demo.binding import Binding
+
 DEMO = [sys.executable, "-m", "once_core", "demo"]
+BINDINGS = {"celery": CELERY, "dramatiq": DRAMATIQ}
+both = pytest.mark.parametrize("binding", BINDINGS.values(), ids=BINDINGS)
 needs_demo = pytest.mark.skipif(
     not sys.platform.startswith("linux") or find_server_binary() is None,
     reason="needs a server's binary, and /proc to look for what is left behind",
@@ -55,10 +60,12 @@ def wait_until_nobody_is_left(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def demo(folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def demo(
+    folder: Path, binding: Binding = CELERY, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process, its temporary folders in one of this test's own."""
     process = subprocess.Popen(
-        DEMO,
+        [*DEMO, *(["--dramatiq"] if binding is DRAMATIQ else [])],
         env={**os.environ, "TMPDIR": str(folder), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -93,17 +100,21 @@ def once(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @needs_demo
 @pytest.mark.slow
-def test_the_demo_keeps_its_promises_and_says_so_in_plain_lines(tmp_path: Path) -> None:
+@both
+def test_the_demo_keeps_its_promises_and_says_so_in_plain_lines(
+    tmp_path: Path, binding: Binding
+) -> None:
     """Without a terminal: a line for each happening, a summary, exit code 0, in 40 seconds."""
     begin = time.monotonic()
+    elsewhere = {"ONCE_URL": "redis://127.0.0.1:1", "CELERY_BROKER_URL": "amqp://"}
 
-    with demo(tmp_path, ONCE_URL="redis://127.0.0.1:1", CELERY_BROKER_URL="amqp://") as process:
+    with demo(tmp_path, binding, **elsewhere) as process:
         output, errors = process.communicate(timeout=60)
 
     assert (process.returncode, errors) == (0, ""), output + errors
     assert time.monotonic() - begin < 40
     assert "\x1b" not in output
-    for word in ("port", "pid", "children each", "lease of 2 s", "KILLED worker", "RECOVERED"):
+    for word in ("port", "pid", binding.kind, "lease of 2 s", "KILLED worker", "RECOVERED"):
         assert word in output
     summary = dict(
         re.findall(r"^(\w[\w ]{1,14}?) {2,}(.*)$", output.partition("\n\n")[2], re.MULTILINE)
@@ -128,7 +139,8 @@ def test_the_demo_keeps_its_promises_and_says_so_in_plain_lines(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_broken_promise_is_told_in_the_terminal_and_by_the_exit_code(tmp_path: Path) -> None:
     """Here nothing may take any time to recover, which cannot be kept."""
-    code = "from once_core.demo import story\nstory._RECOVERY = 1e-6\nraise SystemExit(story.run())"
+    code = "from once_core.demo import binding, story\nstory._RECOVERY = 1e-6\n"
+    code += "raise SystemExit(story.run(binding.CELERY))"
     ours, theirs = os.openpty()
 
     process = subprocess.Popen(
@@ -164,11 +176,12 @@ def test_a_broken_promise_is_told_in_the_terminal_and_by_the_exit_code(tmp_path:
         (signal.SIGTERM, "is ready", 143),
     ],
 )
+@both
 def test_interrupted_it_leaves_nothing_behind(
-    tmp_path: Path, number: int, moment: str, code: int
+    tmp_path: Path, binding: Binding, number: int, moment: str, code: int
 ) -> None:
     """Ctrl-C and SIGTERM, at any moment: no process, no folder, and the shell's exit code."""
-    with demo(tmp_path) as process:
+    with demo(tmp_path, binding) as process:
         read_until(process, moment)
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
@@ -180,9 +193,10 @@ def test_interrupted_it_leaves_nothing_behind(
 
 
 @needs_demo
-def test_killed_it_leaves_no_process_behind(tmp_path: Path) -> None:
+@both
+def test_killed_it_leaves_no_process_behind(tmp_path: Path, binding: Binding) -> None:
     """SIGKILL to the demo itself: its workers and its server end by themselves."""
-    with demo(tmp_path) as process:
+    with demo(tmp_path, binding) as process:
         read_until(process, "fence")
         process.kill()
 
@@ -214,13 +228,46 @@ def test_a_server_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("missing", ["celery", "rich"])
-def test_a_missing_package_names_the_extra(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("celery", ["demo"]),
+        ("rich", ["demo"]),
+        ("dramatiq", ["demo", "--dramatiq"]),
+        ("rich", ["demo", "--dramatiq"]),
+    ],
+)
+def test_a_missing_package_names_the_extra(missing: str, arguments: list[str]) -> None:
     """One line that says what to install."""
-    result = once(f"sys.modules[{missing!r}] = None", "demo")
+    result = once(f"sys.modules[{missing!r}] = None", *arguments)
 
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (f"once demo: {missing} is missing; pip install 'once-tasks[demo]'\n")
+
+
+@pytest.mark.parametrize(
+    ("of", "other"), [("celery", "dramatiq"), ("dramatiq", "celery")], ids=["celery", "dramatiq"]
+)
+def test_each_demo_does_without_the_other_task_queue(of: str, other: str) -> None:
+    """Nothing of it is imported by the demo, its producers or its workers."""
+    code = f"import os, sys; sys.modules[{other!r}] = None; os.environ.update(ONCE_DEMO_URL="
+    code += "'redis://127.0.0.1:1', ONCE_DEMO_LEDGER=os.devnull); import once_core.demo.story, "
+    code += f"once_core.demo.producer, once_core.demo.worker_{of}"
+
+    # at the end of its standard input a worker kills its process group: not this one, and not yet
+    theirs, ours = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.close(ours)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_missing_server_names_the_extra() -> None:
@@ -245,10 +292,11 @@ def test_windows_is_told_the_truth() -> None:
     assert "run it under WSL" in result.stderr
 
 
-def test_importing_once_core_imports_neither_the_demo_nor_celery() -> None:
+def test_importing_once_core_imports_neither_the_demo_nor_a_task_queue() -> None:
     """The command imports them when it is called."""
     code = "import sys, once_core.__main__; print([name for name in sys.modules if "
-    code += "name.startswith(('celery', 'kombu', 'rich', 'once_celery', 'once_core.demo'))])"
+    code += "name.startswith(('celery', 'dramatiq', 'kombu', 'once_celery', 'once_core.demo', "
+    code += "'once_dramatiq', 'rich'))])"
 
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -444,7 +492,7 @@ def feed(board: Board) -> list[str]:
 
 def test_the_board_tells_who_holds_what_and_what_recovered() -> None:
     """The lines of the demo without a terminal."""
-    board = Board(begin=0.0)
+    board = Board(0.0, CELERY)
     unit = scenario.ACCOUNTS[0]
 
     lines = feed(board)
@@ -470,7 +518,7 @@ def test_the_board_tells_who_holds_what_and_what_recovered() -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_live_view_shows_the_board(width: int) -> None:
     """In a narrow terminal and in a wide one."""
-    board, file = Board(begin=0.0), io.StringIO()
+    board, file = Board(0.0, CELERY), io.StringIO()
     view = LiveView(board, Console(file=file, force_terminal=True, width=width, height=40))
     unit = scenario.ACCOUNTS[1]
 
@@ -489,7 +537,7 @@ def test_the_live_view_shows_the_board(width: int) -> None:
 
 def test_the_plain_view_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """And a sentence for each broken promise."""
-    view = PlainView(Board(begin=0.0))
+    view = PlainView(Board(0.0, CELERY))
 
     view.open(["server   some"])
     view.show(["[  1.0 s] something"], "burst", 0.5)

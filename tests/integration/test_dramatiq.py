@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from _support.dramatiq_deployment import DramatiqDeployment
 
 from once_dramatiq import is_locked, published
+
+pytestmark = pytest.mark.lifecycle_dramatiq
 
 
 def test_a_message_runs_and_leaves_nothing(dramatiq_scene: DramatiqDeployment, unit: str) -> None:
