@@ -45,10 +45,11 @@ def note(path: str | Path, kind: str, **facts: object) -> None:
 def entries(path: str | Path, kind: str | None = None) -> list[dict]:
     """All entries so far, of one kind if it is named."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    found = [json.loads(line) for line in lines]
+    whole = text[: text.rfind("\n") + 1]  # the last line may be on its way
+    found = [json.loads(line) for line in whole.splitlines()]
     return [each for each in found if kind is None or each["kind"] == kind]
 
 
