@@ -2,7 +2,8 @@
 
 kombu's Redis transport loses a message that is taken from the queue by a worker which dies, or
 whose connection does, before it notes it among those that are not acknowledged: between one
-command and the next. Nobody but the broker knows of such a loss.
+command and the next. Nobody but the broker knows of such a loss. Dramatiq takes and notes in one
+script.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Fates", "read_fates"]
+__all__ = ["Fates", "fates_in_dramatiq", "fates_in_kombu"]
 
 
 @dataclass
@@ -38,22 +39,35 @@ class Fates:
         return min(states.values(), key=order.index)
 
 
-def read_fates(folder: Path) -> Fates:
-    """Read the broker's log from its data folder."""
+def fates_in_kombu(folder: Path) -> Fates:
+    """Read the log of kombu's broker from its data folder."""
     fates = Fates()
     lists: dict[bytes, list[bytes]] = defaultdict(list)
     ids: dict[str, str] = {}
-    for path in sorted(folder.glob("appendonlydir/*.incr.aof"), key=_number):
-        for command in _commands(path.read_bytes()):
-            _follow(command, lists, ids, fates)
+    for command in _log(folder):
+        _follow_kombu(command, lists, ids, fates)
     return fates
+
+
+def fates_in_dramatiq(folder: Path) -> Fates:
+    """Read the log of Dramatiq's broker from its data folder."""
+    fates = Fates()
+    ids: dict[str, str] = {}
+    for command in _log(folder):
+        _follow_dramatiq(command, ids, fates)
+    return fates
+
+
+def _log(folder: Path) -> Iterator[list[bytes]]:
+    for path in sorted(folder.glob("appendonlydir/*.incr.aof"), key=_number):
+        yield from _commands(path.read_bytes())
 
 
 def _number(path: Path) -> int:
     return int(path.name.split(".")[-3])
 
 
-def _follow(
+def _follow_kombu(
     command: list[bytes], lists: dict[bytes, list[bytes]], ids: dict[str, str], fates: Fates
 ) -> None:
     name, *words = command
@@ -88,6 +102,25 @@ def _note_tag(tag: bytes, state: str, ids: dict[str, str], fates: Fates) -> None
     text = tag.decode()
     if text in ids:
         fates.steps[ids[text]].append(f"{state} {text}")
+
+
+def _follow_dramatiq(command: list[bytes], ids: dict[str, str], fates: Fates) -> None:
+    """What its scripts did: messages in a hash, lists of their ids, and sets of those held."""
+    name, *words = command
+    match name.upper():
+        case b"HSET" if words[0].endswith(b".msgs"):
+            ids[words[1].decode()] = json.loads(words[2])["message_id"]
+        case b"RPUSH":
+            _note_tags(words[1:], "queued", ids, fates)
+        case b"SADD":
+            _note_tags(words[1:], "held", ids, fates)
+        case b"HDEL" if words[0].endswith(b".msgs"):
+            _note_tags(words[1:], "acked", ids, fates)
+
+
+def _note_tags(tags: list[bytes], state: str, ids: dict[str, str], fates: Fates) -> None:
+    for tag in tags:
+        _note_tag(tag, state, ids, fates)
 
 
 def _commands(data: bytes) -> Iterator[list[bytes]]:

@@ -1,7 +1,7 @@
 """Whether the promises held, by accounts that once has no part in.
 
-These are the notes of bodies and of Celery's own signals, what callers were told, the broker's
-log of writes, and what the test did to which process when.
+These are the notes of bodies and of the framework's own signals or hooks, what callers were told,
+the broker's log of writes, and what the test did to which process when.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from _support import ledger
+from chaos.bodies import LEASE
 from chaos.broker_log import Fates
-from chaos.scene import AFTER_RESTART, ENDED, FOREVER, Canvas, Fault, Trigger
-from chaos.tasks import LEASE
+from chaos.scene import AFTER_RESTART, ENDED, FOREVER, FREED, Canvas, Fault, Trigger
 
 BEAT = LEASE / 3
 """Seconds between renewals while all is well."""
@@ -83,8 +84,8 @@ class Account:
         faults: What was done to whom.
         path: Of the notes of bodies and signals.
         fates: What the broker did with messages.
-        unsent: Ids of messages whose next step of a chain Celery could not send without the
-            broker, by its own log: it then fails the whole chain.
+        unsent: Ids of messages whose next step of a canvas could not be sent without the broker:
+            Celery then fails the whole chain, and Dramatiq drops the rest.
         bodies: By unit, in the order of their starts.
         received: By message id: when, and by which worker.
         begun: By message id: when, by which child, and by which worker.
@@ -148,7 +149,7 @@ class Account:
     @property
     def kills(self) -> int:
         """How many processes were killed in the middle of something."""
-        return sum(each.is_kill and each.what != AFTER_RESTART for each in self.faults)
+        return sum(each.is_kill and each.what not in (AFTER_RESTART, FREED) for each in self.faults)
 
     @property
     def all_bodies(self) -> Iterable[Body]:
@@ -254,22 +255,29 @@ class Account:
         Messages that were replaced need not run.
         """
         ran = {body.id for body in self.all_bodies}
-        others = {each for canvas in self.canvases for each in canvas.ids}
+        in_canvases = {each for canvas in self.canvases for each in canvas.ids}
         found = []
         for unit, some in self._triggers_by_unit().items():
             if unit.startswith(NEWEST):
                 continue
             bodies = self.bodies.get(unit, [])
-            for copies in _copies(some):
+            groups = list(_copies(some))
+            for copies, later in zip_longest(groups, groups[1:]):
                 # copies of a message of a canvas: that one may have run, and we do not know it
                 first = copies[0]
                 # of calls at the same time nobody knows which one the store heard first
                 copies += [each for each in some if each.was_sent and each.is_beside(first)]
                 if first.state != "claimed" or any(each.holder in ran for each in copies):
                     continue
-                # a call of a canvas may have sent the copy that ran
-                if not any(body.id in others and body.start > first.at for body in bodies):
-                    found.append((first, self._excuses_of(copies)))
+                # a call of a canvas, or one that failed, may have sent the copy that ran
+                others = in_canvases | _of_failed_calls(some, bodies, first.at)
+                if any(body.id in others and body.start > first.at for body in bodies):
+                    continue
+                excuse = self._excuses_of(copies)
+                if later and later[0].state == "claimed":
+                    # the next call's message took its place, and it ended as that one's duplicate
+                    excuse = excuse or self._forgotten_between(first.at, later[0].done)
+                found.append((first, excuse))
         return found
 
     def _excuses_of(self, copies: list[Trigger]) -> str:
@@ -317,14 +325,15 @@ class Account:
             newest = max(calls.values(), key=lambda each: each.at)
             if last is None or last.done < newest.at:
                 ran = last or "one whose call failed"
-                excuse = self._forgotten_since(last.at if last else 0.0)
+                excuse = self._forgotten_between(last.at if last else 0.0)
                 found.append((unit, f"{ran} instead of {newest}", excuse))
         return found
 
-    def _forgotten_since(self, at: float) -> str:
-        """What was replaced is known to the store alone."""
-        some = [each for each in self.faults if each.came_back_empty and each.until > at]
-        return "store came back empty" if some else ""
+    def _forgotten_between(self, begin: float, end: float = FOREVER) -> str:
+        """What waits and what was replaced is known to the store alone."""
+        some = [each for each in self.faults if each.came_back_empty]
+        is_one = any(each.until > begin and each.at < end for each in some)
+        return "store came back empty" if is_one else ""
 
     def unfinished_canvases(self) -> list[tuple[Canvas, str]]:
         """Chains and chords whose last task never ran, with the excuse."""
@@ -389,6 +398,15 @@ class Account:
             # what waits in a backlog may be replaced by newer payloads again and again
             if wait > LONGEST_WAIT and not trigger.unit.startswith(NEWEST):
                 yield Finding(trigger.unit, f"waited {wait:.1f} s for a run: {trigger}")
+
+
+def _of_failed_calls(triggers: list[Trigger], bodies: list[Body], since: float) -> set[str]:
+    """Ids of bodies that only calls can have sent which got no answer from the broker."""
+    failed = [each.at for each in triggers if each.state == "broker away" and each.at > since]
+    if not failed:
+        return set()
+    sent = {each.holder for each in triggers if each.was_sent}
+    return {body.id for body in bodies if body.start > failed[0]} - sent
 
 
 def _copies(triggers: list[Trigger]) -> Iterator[list[Trigger]]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 
 from _support import ledger
 from chaos.judge import NEWEST, Account
-from chaos.scene import FOREVER
+from chaos.scene import FOREVER, Canvas
 
-__all__ = ["fates_of", "figures", "history"]
+__all__ = ["canvas_history", "fates_of", "figures", "history"]
 
 Line = tuple[float, str]
 
@@ -28,6 +28,17 @@ def history(account: Account, unit: str) -> str:
         if f":{unit}:" in each["key"]:
             text = each["text"].replace(each["key"], "KEY")
             lines.append((each["at"], f"once pid={each['pid']}: {text}"))
+    return "\n".join(f"{at:.3f} {text}" for at, text in sorted(lines))
+
+
+def canvas_history(account: Account, canvas: Canvas) -> str:
+    """Everything about the messages of one canvas, in the order of time."""
+    lines = [(canvas.at, f"sent {canvas.ids}"), *_faults(account), *_messages(account, canvas.ids)]
+    lines += [
+        (each["at"], f"once pid={each['pid']}: {each['text']}")
+        for each in ledger.entries(f"{account.path}-events", "event")
+        if any(message_id in each["text"] for message_id in canvas.ids)
+    ]
     return "\n".join(f"{at:.3f} {text}" for at, text in sorted(lines))
 
 
@@ -67,7 +78,7 @@ def _faults(account: Account) -> Iterator[Line]:
         yield fault.at, f"{what}{empty}; ran {fault.ran}"
 
 
-def _messages(account: Account, ids: set[str]) -> Iterator[Line]:
+def _messages(account: Account, ids: Iterable[str]) -> Iterator[Line]:
     for message_id in ids:
         for at, group in account.received[message_id]:
             yield at, f"received {message_id} group={group}"

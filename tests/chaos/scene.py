@@ -1,68 +1,45 @@
-"""Servers, workers and producers of the chaos test, and everything that is done to them."""
+"""Servers, workers and producers of the chaos test, and everything that is done to them.
+
+What differs between the frameworks is in `celery_scene` and `dramatiq_scene`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
-import re
 import signal
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import redis
 from _support import ledger
 from _support.waiting import wait_until
-from _support.workers import CeleryWorker
-from celery import chain, chord
-from chaos.tasks import QUEUE, make_app
-from kombu.exceptions import OperationalError
+from chaos.broker_log import Fates
 
-from once_celery import StoreUnavailableError
 from once_core.devserver import DevServer
+from once_core.errors import StoreUnavailableError
 
 FOREVER = float("inf")
 
 ENDED = "worker ended by itself"
-"""Celery gives up when all its children die before they are up."""
-
-UNITS = {"late": 16, "early": 8, "done": 8, "retry": 6, "replace": 4, "debounce": 3}
-"""How many units of work there are of each kind of task."""
-
-IN_CANVASES = 6
-"""How many units of the kind ``late`` are triggered by chains and chords too."""
-
-PUBLISHING = {"replace": 0.08, "debounce": 0.08}
-"""Kinds whose every call sends a message are called less often than others."""
-
-POOLS = [("prefork", 4), ("prefork", 4), ("threads", 4)]
-
-BROKER = {
-    "visibility_timeout": 5,
-    "unacked_restore_interval": 1,
-    "unacked_restore_throttle": 1,
-    # else a worker that dies in the middle of a sweep ends all sweeps for five minutes
-    "unacked_mutex_expire": 3,
-    "socket_timeout": 4,
-    "socket_connect_timeout": 1,
-}
+"""Celery gives up when all its children die before they are up, Dramatiq when one of them dies."""
 
 # `always` could postpone a write behind an answer; then a kill would lose what was answered
 ARGUMENTS = ["--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"]
 
 
 AFTER_RESTART = "kill worker after its restart"
+FREED = "kill worker that keeps messages"
 
-
-_UNSENT = re.compile(
-    r"(?:Task \w+\[|Chord callback for ')([0-9a-f-]+)"
-    r"(?:\]|') raised(?: unexpected)?: OperationalError"
-)
+IN_CANVASES = 6
+"""How many units of the kind ``late`` are triggered by canvases too."""
 
 
 @dataclass
@@ -97,7 +74,7 @@ class Fault:
 
 @dataclass
 class Trigger:
-    """One call of `delay`."""
+    """One call of `delay` or `send`."""
 
     unit: str
     at: float
@@ -123,11 +100,42 @@ class Trigger:
 
 @dataclass
 class Canvas:
-    """One chain or chord, the ids of all its messages, the last one first, and of its group."""
+    """Tasks one after the other or side by side, with one at the end, and the ids of all."""
 
     name: str
     at: float
     ids: list[str]
+
+
+class Action(NamedTuple):
+    """Something that is done now and then.
+
+    Attributes:
+        method: Of the scene.
+        count: How often in two minutes.
+        shortest: How long it lasts at least, in seconds.
+        longest: And at most.
+    """
+
+    method: str
+    count: int
+    shortest: float
+    longest: float
+
+
+class Worker(Protocol):
+    """A worker with all its processes, in a group of their own."""
+
+    process: Any
+
+    @property
+    def log(self) -> str: ...
+
+    def kill(self) -> float: ...
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
 
 
 class Slot:
@@ -136,7 +144,7 @@ class Slot:
     def __init__(self, pool: str, concurrency: int) -> None:
         self.pool = pool
         self.concurrency = concurrency
-        self.worker: CeleryWorker | None = None
+        self.worker: Worker | None = None
         self.is_frozen = False
         self.is_ending = False
 
@@ -150,8 +158,18 @@ class Slot:
         return self.worker.process.pid
 
 
-class Scene:
-    """All processes of one run. Only one thread, the test's, does things to them."""
+class Scene(ABC):
+    """All processes of one run. Only one thread, the test's, does things to them.
+
+    Attributes:
+        POOLS: Of the workers, with how many bodies each runs at once.
+        CHILDREN: The pool whose children can be killed one by one.
+        PLAN: What is done to them.
+    """
+
+    POOLS: ClassVar[list[tuple[str, int]]]
+    CHILDREN: ClassVar[str]
+    PLAN: ClassVar[list[Action]]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -160,22 +178,52 @@ class Scene:
         self.immortal: set[str] = set()
         self.most_messages = 0
         self.workers_started = 0
+        self.freed = 0
         self._ledger_read = 0
         self._bodies: dict[str, dict[str, Any]] = {}
-        self._slots = [Slot(*each) for each in POOLS]
-        self._workers: list[CeleryWorker] = []
+        self._slots = [Slot(*each) for each in self.POOLS]
+        self._workers: list[Worker] = []
         self._exit = contextlib.ExitStack()
         self.store = self._exit.enter_context(DevServer(persist=True, arguments=ARGUMENTS))
-        self.broker = self._exit.enter_context(DevServer(persist=True, arguments=ARGUMENTS))
         self.results = self._exit.enter_context(DevServer())
-        self.settings = {
-            "broker_url": self.broker.url,
-            "result_backend": self.results.url,
-            "once_url": self.store.url,
-            "broker_transport_options": BROKER,
-            "ledger": str(self.ledger),
-        }
-        self.app = make_app(self.settings)
+
+    # What each framework does in its own way
+
+    @abstractmethod
+    def _new_worker(self, slot: Slot) -> Worker: ...
+
+    @abstractmethod
+    def _is_ready(self, worker: Worker) -> bool: ...
+
+    @abstractmethod
+    def producer(self, seed: str) -> Producer:
+        """Something that triggers tasks until it is stopped."""
+
+    @abstractmethod
+    def holder(self, unit: str) -> tuple[str, str] | None:
+        """State and message id of who holds a unit, as once tells its users."""
+
+    @abstractmethod
+    def messages(self) -> tuple[int, int]:
+        """How many messages are in the queue, and how many with workers."""
+
+    @abstractmethod
+    def fates(self) -> Fates:
+        """What the broker did with all messages."""
+
+    @abstractmethod
+    def unsent(self) -> set[str]:
+        """Ids of messages and groups whose callbacks the broker did not take."""
+
+    def complaints(self) -> list[str]:
+        """Lines of workers' logs that must not be there."""
+        return []
+
+    def free_messages(self) -> int:
+        """Help out messages that workers would keep until they end; returns how many."""
+        return 0
+
+    # Workers
 
     def start(self) -> None:
         """Start all workers; they need not be ready."""
@@ -187,7 +235,7 @@ class Scene:
 
         def are_ready() -> bool:
             self.supervise()
-            return all(slot.worker and " ready." in slot.worker.log for slot in self._slots)
+            return all(slot.worker and self._is_ready(slot.worker) for slot in self._slots)
 
         wait_until(are_ready, "all workers are ready", within=60)
 
@@ -197,31 +245,10 @@ class Scene:
             with contextlib.suppress(OSError):
                 worker.thaw()
             worker.kill()
-        self.app.backend.result_consumer.stop()
-        self.app.close()
         self._exit.close()
 
-    @property
-    def broker_folder(self) -> Path:
-        folder = self.broker._folder
-        assert folder is not None
-        return folder / "data"
-
-    def unsent(self) -> set[str]:
-        """Ids of messages and groups whose callbacks the broker did not take from Celery."""
-        found: set[str] = set()
-        for worker in self._workers:
-            found.update(_UNSENT.findall(worker.log))
-        return found
-
     def _start_worker(self, slot: Slot) -> None:
-        slot.worker = CeleryWorker(
-            self.settings,
-            self.folder,
-            app="chaos.tasks",
-            pool=slot.pool,
-            concurrency=slot.concurrency,
-        )
+        slot.worker = self._new_worker(slot)
         slot.is_frozen = slot.is_ending = False
         self.workers_started += 1
         self._workers.append(slot.worker)
@@ -248,15 +275,18 @@ class Scene:
         data = data[: data.rfind(b"\n") + 1]
         self._ledger_read += len(data)
         for line in data.splitlines():
-            entry = ledger.json.loads(line)
-            if entry["kind"] == "start":
-                self._bodies[entry["run"]] = entry
-            elif entry["kind"] == "end":
-                self._bodies.pop(entry["run"], None)
+            self._heed(ledger.json.loads(line))
         for run, entry in list(self._bodies.items()):
             if _is_gone(entry["pid"]):
                 del self._bodies[run]
         return list(self._bodies.values())
+
+    def _heed(self, entry: dict[str, Any]) -> None:
+        """Take in one note."""
+        if entry["kind"] == "start":
+            self._bodies[entry["run"]] = entry
+        elif entry["kind"] == "end":
+            self._bodies.pop(entry["run"], None)
 
     def _note(self, fault: Fault) -> Fault:
         hit = [each for each in self.running() if fault.hits(each["pid"], each["group"])]
@@ -272,9 +302,9 @@ class Scene:
         if pid is None:
             return None
         fault = self._note(Fault("kill child", time.monotonic(), pid=pid))
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
         fault.done = time.monotonic()
-        return _nothing
+        return nothing
 
     def kill_worker(self, draw: random.Random) -> Callable[[], None] | None:
         """SIGKILL to a worker with all its children; another one takes its place."""
@@ -286,21 +316,27 @@ class Scene:
 
     def restart_warm(self, draw: random.Random) -> Callable[[], None] | None:
         """SIGTERM: bodies may finish; whatever has not ended in time is killed."""
-        return self._restart(draw, "warm restart", signal.SIGTERM)
+        return self._restart(draw, "warm restart", self._end_warm)
 
     def restart_cold(self, draw: random.Random) -> Callable[[], None] | None:
-        """SIGQUIT: bodies are interrupted, and messages given back as far as Celery does."""
-        return self._restart(draw, "cold restart", signal.SIGQUIT)
+        """Whatever runs is interrupted, and messages given back as far as the framework does."""
+        return self._restart(draw, "cold restart", self._end_cold)
+
+    def _end_warm(self, worker: Worker) -> None:
+        worker.process.send_signal(signal.SIGTERM)
+
+    @abstractmethod
+    def _end_cold(self, worker: Worker) -> None: ...
 
     def _restart(
-        self, draw: random.Random, what: str, number: signal.Signals
+        self, draw: random.Random, what: str, end: Callable[[Worker], None]
     ) -> Callable[[], None] | None:
         slot = self._slot(draw)
         if slot is None:
             return None
         self._note(Fault(what, time.monotonic(), group=slot.group))
         assert slot.worker is not None
-        slot.worker.process.send_signal(number)
+        end(slot.worker)
         slot.is_ending = True
 
         def again() -> None:
@@ -315,10 +351,10 @@ class Scene:
         if pid is None:
             return None
         fault = self._note(Fault("freeze child", time.monotonic(), pid=pid))
-        _signal(pid, signal.SIGSTOP)
+        send_signal(pid, signal.SIGSTOP)
 
         def thaw() -> None:
-            _signal(pid, signal.SIGCONT)
+            send_signal(pid, signal.SIGCONT)
             fault.until = time.monotonic()
 
         return thaw
@@ -341,23 +377,6 @@ class Scene:
 
         return thaw
 
-    def freeze_main(self, draw: random.Random) -> Callable[[], None] | None:
-        """SIGSTOP to a prefork worker's main process, while its children go on."""
-        slot = self._slot(draw, "prefork")
-        if slot is None:
-            return None
-        pid = slot.group
-        fault = self._note(Fault("freeze main", time.monotonic(), pid=pid))
-        slot.is_frozen = True
-        _signal(pid, signal.SIGSTOP)
-
-        def thaw() -> None:
-            _signal(pid, signal.SIGCONT)
-            slot.is_frozen = False
-            fault.until = time.monotonic()
-
-        return thaw
-
     def kill_store(self, draw: random.Random) -> Callable[[], None] | None:
         """SIGKILL to the lock store; it comes back with its data."""
         return self._kill_server(self.store, "kill store")
@@ -366,22 +385,14 @@ class Scene:
         """SIGKILL to the lock store; it comes back with nothing."""
         return self._kill_server(self.store, "kill store", empty=True)
 
-    def kill_broker(self, draw: random.Random) -> Callable[[], None] | None:
-        """SIGKILL to the broker; it comes back with its data."""
-        return self._kill_server(self.broker, "kill broker")
-
     def freeze_store(self, draw: random.Random) -> Callable[[], None] | None:
         """SIGSTOP to the lock store."""
         return self._freeze_server(self.store, "freeze store")
 
-    def freeze_broker(self, draw: random.Random) -> Callable[[], None] | None:
-        """SIGSTOP to the broker."""
-        return self._freeze_server(self.broker, "freeze broker")
-
     def _kill_server(
         self, server: DevServer, what: str, *, empty: bool = False
     ) -> Callable[[], None] | None:
-        if self._is_away(server):
+        if self._is_away(what.split()[1]):
             return None
         fault = self._note(Fault(what, time.monotonic(), came_back_empty=empty))
         server.kill()
@@ -393,7 +404,7 @@ class Scene:
         return again
 
     def _freeze_server(self, server: DevServer, what: str) -> Callable[[], None] | None:
-        if self._is_away(server):
+        if self._is_away(what.split()[1]):
             return None
         fault = self._note(Fault(what, time.monotonic()))
         server.pause()
@@ -404,8 +415,7 @@ class Scene:
 
         return thaw
 
-    def _is_away(self, server: DevServer) -> bool:
-        name = "store" if server is self.store else "broker"
+    def _is_away(self, name: str) -> bool:
         return any(each.until == FOREVER and each.what.endswith(name) for each in self.faults)
 
     def _kill(self, slot: Slot, what: str) -> None:
@@ -420,7 +430,7 @@ class Scene:
 
     def _child(self, draw: random.Random) -> int | None:
         """A child that runs a body."""
-        up = {each.group for each in self._slots if each.is_up and each.pool == "prefork"}
+        up = {each.group for each in self._slots if each.is_up and each.pool == self.CHILDREN}
         frozen = {each.pid for each in self.faults if each.until == FOREVER and not each.is_kill}
         busy = {each["pid"] for each in self.running() if each["group"] in up} - frozen
         return draw.choice(sorted(busy)) if busy else None
@@ -429,17 +439,12 @@ class Scene:
 
     def look(self) -> None:
         """Count messages, and look for keys that would live for ever."""
-        if not self._is_away(self.broker):
+        if not self._is_away("broker"):
             with contextlib.suppress(redis.RedisError, OSError):
                 self.most_messages = max(self.most_messages, sum(self.messages()))
-        if not self._is_away(self.store):
+        if not self._is_away("store"):
             with contextlib.suppress(redis.RedisError, OSError):
                 self.immortal |= {key for key, left in self.keys().items() if left == -1}
-
-    def messages(self) -> tuple[int, int]:
-        """How many messages are in the queue, and how many with workers."""
-        with self.broker.client() as client:
-            return client.llen(QUEUE), client.hlen("unacked")
 
     def keys(self) -> dict[str, int]:
         """Keys of the lock store that are once's, and the milliseconds they live on."""
@@ -451,11 +456,6 @@ class Scene:
             return {key.decode(): left for key, left in zip(names, pipeline.execute(), strict=True)}
 
 
-def _is_of_kombu(error: Exception) -> bool:
-    """Whether kombu tripped over a connection that was closed under it (an AttributeError)."""
-    return "/kombu/" in traceback.extract_tb(error.__traceback__)[-1].filename
-
-
 def _is_gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
@@ -464,74 +464,95 @@ def _is_gone(pid: int) -> bool:
     return state == "Z"
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Undo what needs no undoing."""
 
 
-def _signal(pid: int, number: int) -> None:
+def send_signal(pid: int, number: int) -> None:
+    """To a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
-class Producer(threading.Thread):
-    """Triggers random units at a steady rate, until it is told to stop."""
+class Producer(threading.Thread, ABC):
+    """Triggers random units at a steady rate, until it is told to stop.
 
-    def __init__(self, scene: Scene, seed: str, rate: float) -> None:
+    Attributes:
+        UNITS: How many units of work there are of each kind of task.
+        WEIGHTS: Kinds whose every call sends a message are called less often than others.
+        RATE: Calls a second.
+        BROKER_AWAY: What calls raise when the broker is away.
+    """
+
+    UNITS: ClassVar[dict[str, int]]
+    WEIGHTS: ClassVar[dict[str, float]] = {"replace": 0.08, "debounce": 0.08}
+    RATE: ClassVar[float] = 110.0
+    BROKER_AWAY: ClassVar[tuple[type[Exception], ...]]
+
+    def __init__(self, seed: str) -> None:
         super().__init__(name="producer", daemon=True)
         self.triggers: list[Trigger] = []
         self.canvases: list[Canvas] = []
         self.unexpected: list[str] = []
-        self._scene = scene
         self._draw = random.Random(seed)
-        self._rate = rate
         self._stop_now = threading.Event()
         self._payload = 0
         self._canvas = 0
         self._seed = seed
 
+    @abstractmethod
+    def call(self, kind: str, unit: str, seconds: float, **rest: Any) -> tuple[str, str]:
+        """One call; returns what became of it and the holder's id, as once tells its users."""
+
+    @abstractmethod
+    def send_canvas(self, name: str, works: list[tuple[str, float]], *, is_wide: bool) -> list[str]:
+        """Units of the kind ``late``, then ``tail``; returns the ids of all messages."""
+
+    def is_accident(self, error: Exception) -> bool:
+        """Whether a client tripped over a connection that was closed under it."""
+        return False
+
     def stop(self) -> None:
         self._stop_now.set()
         self.join(30)
-        assert not self.is_alive(), "a producer hangs in delay()"
+        assert not self.is_alive(), "a producer hangs in a call"
 
     def run(self) -> None:
-        kinds = [(kind, number) for kind, count in UNITS.items() for number in range(count)]
-        weights = [PUBLISHING.get(kind, 1.0) for kind, _ in kinds]
+        kinds = [(kind, number) for kind, count in self.UNITS.items() for number in range(count)]
+        weights = [self.WEIGHTS.get(kind, 1.0) for kind, _ in kinds]
         due = time.monotonic()
         while not self._stop_now.is_set():
             kind, number = self._draw.choices(kinds, weights)[0]
             if self._draw.random() < 0.004:
                 self._send_canvas()
             self.triggers.append(self.trigger(kind, number))
-            due = max(due + 1 / self._rate, time.monotonic() - 1)
+            due = max(due + 1 / self.RATE, time.monotonic() - 1)
             self._stop_now.wait(max(0.0, due - time.monotonic()))
 
     def trigger(self, kind: str, number: int) -> Trigger:
-        """One call of `delay`, with whatever becomes of it."""
+        """One call, with whatever becomes of it."""
         unit = f"{kind}-{number}"
         seconds = self._seconds()
-        options: dict[str, object] = {}
+        rest: dict[str, object] = {}
         payload = ""
         if kind == "retry":
-            options["times"] = self._draw.choice([0, 1, 1, 2])
-        if kind in PUBLISHING:
+            rest["times"] = self._draw.choice([0, 1, 1, 2])
+        if kind in self.WEIGHTS:
             self._payload += 1
-            options["payload"] = payload = f"{self._seed}-{self._payload}"
+            rest["payload"] = payload = f"{self._seed}-{self._payload}"
         at = time.monotonic()
         trigger = Trigger(unit, at, at, "", payload=payload)
         try:
-            handle = self._scene.app.tasks[kind].delay(unit, seconds, **options)
+            trigger.state, trigger.holder = self.call(kind, unit, seconds, **rest)
         except StoreUnavailableError as error:
             trigger.state, trigger.error = "store away", str(error)
-        except OperationalError as error:
+        except self.BROKER_AWAY as error:
             trigger.state, trigger.error = "broker away", str(error)
         except Exception as error:  # noqa: BLE001  # a finding, not the end of the test
             trigger.error = f"{type(error).__name__}: {error}"
-            trigger.state = "broker away" if _is_of_kombu(error) else "error"
+            trigger.state = "broker away" if self.is_accident(error) else "error"
             if trigger.state == "error":
                 self.unexpected.append(f"{unit}: {traceback.format_exc()}")
-        else:
-            trigger.state, trigger.holder = handle.once.state, handle.once.holder_id
         trigger.done = time.monotonic()
         return trigger
 
@@ -546,25 +567,21 @@ class Producer(threading.Thread):
     def _send_canvas(self) -> None:
         self._canvas += 1
         name = f"{self._seed}-{self._canvas}"
-        late, tail = self._scene.app.tasks["late"], self._scene.app.tasks["tail"]
         units = [f"late-{number}" for number in self._draw.sample(range(IN_CANVASES), 3)]
-        members = [late.si(unit, self._seconds() / 4) for unit in units]
+        works = [(unit, self._seconds() / 4) for unit in units]
+        is_wide = self._draw.random() < 0.5
         at = time.monotonic()
         try:
-            if self._draw.random() < 0.5:
-                result = chord(members, tail.s(name)).apply_async()
-                members = [each.id for each in result.parent.children]
-                ids = [result.id, *members, result.parent.id]
-            else:
-                result = chain(*members, tail.s(name)).apply_async()
-                ids = []
-                while result is not None:
-                    ids.append(result.id)
-                    result = result.parent
-        except OperationalError:
+            ids = self.send_canvas(name, works, is_wide=is_wide)
+        except (StoreUnavailableError, *self.BROKER_AWAY):
             return  # of either server; some of it may have been sent, and nobody counts on it
         except Exception as error:  # noqa: BLE001  # see `trigger`
-            if not _is_of_kombu(error):
+            if not self.is_accident(error):
                 self.unexpected.append(f"canvas {name}: {traceback.format_exc()}")
             return
         self.canvases.append(Canvas(name, at, ids))
+
+
+def is_within(error: Exception, package: str) -> bool:
+    """Whether an error was raised by a line of a package."""
+    return f"/{package}/" in traceback.extract_tb(error.__traceback__)[-1].filename

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from _support import ledger
 from _support.celery_app import SETTINGS
 from celery import Celery, signals
+from chaos.bodies import HEAL_AFTER, LEASE, note_events, noted_body, options
 
 from once_celery import OnceTask
-from once_core.events import Event, subscribe
 
 QUEUE = "chaos"
-
-LEASE = 6.0
-"""Seconds. Longer than in other tests: a renewal that meets a dead store is tried again after a
-second, and a lease of three would lapse in outages that a lease of a minute does not notice."""
-
-HEAL_AFTER = 4.0
-"""Seconds, so that copies of messages that wait in a backlog are part of the chaos."""
 
 LATE: dict[str, Any] = {"acks_late": True, "reject_on_worker_lost": True}
 """Of tasks whose messages the broker gives out again whatever dies."""
@@ -52,30 +44,21 @@ def make_app(settings: Mapping[str, object]) -> Celery:
 
 
 def _run_body(path: str, task: Any, unit: str, seconds: float, payload: object = None) -> None:
-    run = uuid.uuid4().hex
-    request = task.request
-    ledger.note(
-        path,
-        "start",
-        run=run,
-        unit=unit,
-        group=os.getpgid(0),
-        id=request.id,
-        retries=request.retries,
-        payload=payload,
-    )
-    try:
+    with noted_body(path, task.request.id, task.request.retries, unit, payload):
         time.sleep(seconds)
-    finally:
-        ledger.note(path, "end", run=run, unit=unit)
 
 
 def _add_tasks(app: Celery, path: str) -> None:
-    def task(kind: str, **options: Any) -> Any:
-        once = {"key": "{unit}", **options.pop("once", {})}
+    def task(kind: str, **chosen: Any) -> Any:
         # unshared: else every app of this process gets the tasks of every other
         return app.task(
-            name=kind, base=OnceTask, bind=True, once=once, shared=False, max_retries=9, **options
+            name=kind,
+            base=OnceTask,
+            bind=True,
+            once=options(kind),
+            shared=False,
+            max_retries=9,
+            **chosen,
         )
 
     def body(self: Any, unit: str, seconds: float = 0.0) -> str:
@@ -84,7 +67,7 @@ def _add_tasks(app: Celery, path: str) -> None:
 
     task("late", **LATE)(body)
     task("early")(body)
-    task("done", once={"scope": "until_done"}, **LATE)(body)
+    task("done", **LATE)(body)
 
     @task("retry", **LATE)
     def retry(self: Any, unit: str, seconds: float = 0.0, times: int = 1) -> str:
@@ -97,9 +80,8 @@ def _add_tasks(app: Celery, path: str) -> None:
         _run_body(path, self, unit, seconds, payload)
         return unit
 
-    task("replace", once={"on_duplicate": "replace"}, **LATE)(newest)
-    debounced = {"on_duplicate": "replace", "debounce": 0.5, "debounce_max": 2}
-    task("debounce", once=debounced, **LATE)(newest)
+    task("replace", **LATE)(newest)
+    task("debounce", **LATE)(newest)
 
     @app.task(name="tail", shared=False, **LATE)
     def tail(_before: object, canvas: str) -> str:
@@ -109,7 +91,7 @@ def _add_tasks(app: Celery, path: str) -> None:
 
 
 def _watch(path: str) -> None:
-    """Note what Celery does with messages, and, for whoever has to debug, what once decides."""
+    """Note what Celery does with messages."""
 
     def received(request: Any, **_: object) -> None:
         ledger.note(path, "received", id=request.id, group=os.getpgid(0))
@@ -120,13 +102,9 @@ def _watch(path: str) -> None:
     signals.task_received.connect(received, weak=False)
     signals.task_prerun.connect(begun, weak=False)
 
-    def decided(event: Event) -> None:
-        ledger.note(f"{path}-events", "event", key=event.key, text=str(event))
-
-    subscribe(decided)
-
 
 if SETTINGS in os.environ:
     _settings = json.loads(os.environ[SETTINGS])
     app = make_app(_settings)
     _watch(str(_settings["ledger"]))
+    note_events(str(_settings["ledger"]))
