@@ -90,17 +90,20 @@ class Like(NamedTuple):
         settings = {
             name: value
             for name, value in theirs.connection_kwargs.items()
-            if name not in _NOT_CARRIED
+            if name in _CARRIED or name.startswith("ssl")
         }
         pool = redis.ConnectionPool(
             connection_class=theirs.connection_class,
-            **{**settings, **_timeouts(), "retry": Retry(NoBackoff(), 0)},
+            **{**settings, **_PLAIN, **_timeouts(), "retry": Retry(NoBackoff(), 0)},
         )
         return redis.Redis(connection_pool=pool)
 
 
-_NOT_CARRIED = frozenset({"retry_on_timeout", "retry_on_error", "decode_responses"})
-"""Settings of a client that would bring its retries along, or change what answers look like."""
+_CARRIED = frozenset({"host", "port", "path", "db", "username", "password", "credential_provider"})
+"""Settings that say where a client's server is, and who asks; how it is asked is ours to say."""
+
+_PLAIN: Mapping[str, object] = {"protocol": 2}
+"""Of connections that `_line` reads: with RESP 3 servers may send what nobody has asked for."""
 
 
 def is_cluster(url: str) -> bool:
@@ -182,7 +185,7 @@ def _connected(
     if is_cluster(url):
         return _from_cluster(url, module, settings)
     try:
-        client = module.Redis.from_url(url, **settings)
+        client = module.Redis.from_url(url, **{**_PLAIN, **settings})
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # connects to nobody; refuses options
     except (ValueError, TypeError) as error:

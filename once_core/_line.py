@@ -133,7 +133,7 @@ def _ask_for_text(connection: Any, packed: bytes) -> str:  # noqa: ANN401  # see
         sock.sendall(packed)
         data = sock.recv(4096)
         end = data.find(b"\r\n")
-        while data and (end < 0 or not _is_whole(data, end)):
+        while data and (end < 0 or len(data) < _length(data, end)):
             more = sock.recv(4096)
             data = data + more if more else b""
             end = data.find(b"\r\n")
@@ -143,6 +143,8 @@ def _ask_for_text(connection: Any, packed: bytes) -> str:  # noqa: ANN401  # see
         raise redis.ConnectionError(f"Error while talking to the server: {error}") from error
     if not data:
         raise redis.ConnectionError("Connection closed by server.")
+    if len(data) > _length(data, end):
+        raise redis.ConnectionError(f"the server sent more than its answer: {data[:200]!r}")
     if data[0] == _BULK:
         text: str = data[end + 2 : -2].decode()
         return text
@@ -151,9 +153,9 @@ def _ask_for_text(connection: Any, packed: bytes) -> str:  # noqa: ANN401  # see
     raise redis.ConnectionError(f"the server answered {data[:40]!r}, which is no answer of ours")
 
 
-def _is_whole(data: bytes, end: int) -> bool:
-    """Whether a reply is there to its end, and nothing else."""
-    return data[0] != _BULK or len(data) >= end + 4 + int(data[1:end])
+def _length(data: bytes, end: int) -> int:
+    """Of a whole reply, whose first line ends there."""
+    return end + 2 if data[0] != _BULK else end + 4 + int(data[1:end])
 
 
 def _packed(command: Sequence[str | int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ class Attempt:
         self.retry_delay: float | None = None
         # the producer's word counts: it claimed, or did not, under the scope it knew
         self._limits = SCOPES.get(self.envelope.scope, guard.options.limits)
-        self._token = f"{random.getrandbits(64):016x}"
+        # not `random`, which bodies seed: two attempts with one token would end each other's leases
+        self._token = os.urandom(8).hex()
         self._expects_copies = expects_copies
         self._given_out_again = given_out_again
         self._waited = 0.0
@@ -106,7 +108,7 @@ class Attempt:
         self.is_running = False
         self.is_over = False
         self._outcome: Outcome = "failure"
-        self._started_at = 0.0
+        self._started_at = elapsed()
         self._outer: tuple[Token[Attempt | None], Token[Lease | None]] | None = None
 
     def start(self) -> Start:

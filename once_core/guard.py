@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from once_core import protocol
 from once_core.envelope import Envelope
-from once_core.errors import ConfigurationError
+from once_core.errors import ConfigurationError, KeyDerivationError
 from once_core.events import emit, logger
 from once_core.keys import KeySpec
 from once_core.options import OnceOptions
@@ -99,6 +99,7 @@ class Guard:
         if not call:
             return self
         other = copy.copy(self)
+        other._find_store = lambda: self.store  # noqa: SLF001  # found once, for all calls
         other.options = self.options.with_call(call, self.task)
         if call.keys() & {"key", "name", "on_duplicate"}:
             other.keys = other._key_spec()  # noqa: SLF001  # of the same class
@@ -144,9 +145,21 @@ class Guard:
         Raises:
             KeyDerivationError: When they give none.
         """
-        prefix = self.options.prefix
         args, kwargs = self._normalize(args, kwargs)
-        return self.keys.key(args, kwargs, prefix=prefix() if callable(prefix) else prefix)
+        return self.keys.key(args, kwargs, prefix=self._prefix())
+
+    def _prefix(self) -> str:
+        prefix = self.options.prefix
+        if not callable(prefix):
+            return prefix
+        try:
+            return prefix()
+        except Exception as error:
+            raise KeyDerivationError(
+                f"{self.task} has no key: its prefix= raised {error!r}; workers call it too, where "
+                "no request is: give it a way to find the tenant there",
+                task=self.task,
+            ) from error
 
     def fingerprint(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """A digest over all arguments, whatever the key is made of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -212,7 +212,7 @@ def claim(
     debounce = options.debounce if replaces else None
     store = guard.store
     lost = store.ghosts.take(key)
-    mark = lost or f"{random.getrandbits(40):x}"
+    mark = lost or os.urandom(5).hex()  # not `random`, which programs seed
     step = protocol.claim(
         key,
         message_id,

@@ -137,7 +137,8 @@ class Binding:
         if options is None:
             options = OnceOptions.layered({}, self._defaults)
         source: Any = options.client or options.url or self._discovered()
-        name = source if isinstance(source, str) else id(getattr(source, "client", source))
+        place = source.client if isinstance(source, Like) else source
+        name = place if isinstance(place, str) else id(place)
         found = self._stores.get(name)
         return found if found is not None else self._stores.setdefault(name, Store(source))
 

@@ -10,12 +10,12 @@ from contextvars import ContextVar, Token
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dramatiq.middleware import Interrupt, SkipMessage
+from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage
 
 from once_core._clock import elapsed
 from once_core.attempt import Attempt, deferral, delay_after
 from once_core.envelope import Envelope
-from once_core.errors import DuplicateTaskError, StoreUnavailableError
+from once_core.errors import DuplicateTaskError, OnceError, StoreUnavailableError
 from once_core.events import emit
 from once_core.protocol import LONGEST_DEFERRAL, Message, Outcome, Start
 from once_core.sharing import Search
@@ -64,6 +64,9 @@ class Delivery:
         self._started_at = 0.0
         self._outcome: Outcome = "failure"
         self._has_ended = False
+        self._is_kept = False
+        self._is_out_of_time = False
+        self._ending = threading.Lock()
         self._coroutine = threading.Lock()
         self._is_left_to_coroutine = False
 
@@ -83,30 +86,60 @@ class Delivery:
             SkipMessage: It was put back, settled, or has ended before.
         """
         self._binding.consumers.have_lost_connection(self._queue)  # notes who consumes now
+        waits = 0
+        while True:
+            try:
+                if self._may_run(waits):
+                    return
+            except Interrupt:
+                if not self._is_kept:
+                    raise  # a failure, which is retried
+                # this worker is all that has the message, and the broker would not take a retry
+                self._is_out_of_time = True
+            except (MiddlewareError, OnceError):
+                raise
+            except Exception as error:  # such as a result backend that is away
+                envelope = self._attempt.envelope if self._attempt else self._envelope
+                if envelope is None:
+                    raise
+                delay = deferral(envelope.deferrals + waits)
+                self._put_back(envelope, delay, f"it could not be ended: {error!r}", waits + 1)
+            waits += 1
+
+    def _may_run(self, waits: int) -> bool:
+        """Whether it was started; not if this worker has to keep it for a while.
+
+        Args:
+            waits: How often it could not be put back; the broker is away as well.
+
+        Raises:
+            SkipMessage: It was put back, settled, or has ended before.
+        """
         if self._envelope is not None and self._envelope.duplicate_of:
             self._end_duplicate(self._envelope)
         is_copy = self._is_copy
-        waits = 0
-        while True:
-            attempt = self._attempt = self._new_attempt(is_copy=is_copy)
-            answer, reason = self._start(attempt)
-            if answer is None and self._guard.options.on_store_error == "run":
-                attempt.tell("unguarded", reason)
-                self._attempt = None
-                self._has_ended = True  # nothing of it is in the record, or it heals
-                return
-            if answer is not None and answer.status == "started":
-                if not (is_copy and not answer.found and self._settlement.has_result()):
-                    self._enter(attempt)
-                    return
-                attempt.end("interrupted")
+        attempt = self._attempt = self._new_attempt(is_copy=is_copy)
+        answer, reason = self._start(attempt)
+        if answer is None and self._guard.options.on_store_error == "run":
+            attempt.tell("unguarded", reason)
+            self._attempt = None
+            self._has_ended = True  # nothing of it is in the record, or it heals
+            return True
+        if answer is not None and answer.status == "started":
+            is_late = is_copy and not answer.found and self._settlement.has_result()
+            if not (is_late or self._is_out_of_time):
+                self._enter(attempt)
+                return True
+            attempt.end("interrupted")
+            if is_late:
                 self._settlement.go_on_after_result()
-                answer = answer._replace(status="repeated")
-            if answer is not None and answer.status not in ("overlap", "early"):
-                self._end_without_run(attempt, answer)
-            delay = delay_after(answer, attempt.envelope.deferrals + waits, LONGEST_DEFERRAL)
-            waits += 1
-            self._put_back(attempt.envelope._replace(is_copy=is_copy), delay, reason, waits)
+                self._end_without_run(attempt, answer._replace(status="repeated"))
+            reason = "its time limit passed while it waited for the broker"
+        elif answer is not None and answer.status not in ("overlap", "early"):
+            self._end_without_run(attempt, answer)
+        delay = delay_after(answer, attempt.envelope.deferrals + waits, LONGEST_DEFERRAL)
+        self._put_back(attempt.envelope._replace(is_copy=is_copy), delay, reason, waits + 1)
+        return False
 
     def _new_attempt(self, *, is_copy: bool) -> Attempt:
         envelope = self._envelope
@@ -177,14 +210,16 @@ class Delivery:
         attempt = self._attempt
         if attempt is None or self._has_ended:
             return
-        if not self._coroutine.acquire(blocking=False):
-            self._is_left_to_coroutine = True
-            return
-        self._coroutine.release()
-        self._end(attempt)
+        self._is_left_to_coroutine = True  # first, or a coroutine that ends now would not see it
+        if self._coroutine.acquire(blocking=False):
+            self._coroutine.release()
+            self._end(attempt)
 
     def _end(self, attempt: Attempt) -> None:
-        self._has_ended = True
+        with self._ending:
+            if self._has_ended:
+                return
+            self._has_ended = True
         if self._outcome == "success":
             attempt.end_stored()
             return
@@ -195,10 +230,15 @@ class Delivery:
     @contextmanager
     def coroutine(self) -> Iterator[None]:
         """Around the coroutine of an async actor, which may go on after its message has ended."""
-        with self._coroutine:
+        if not self._coroutine.acquire(blocking=False):
+            yield  # one that awaits the coroutine function of another actor
+            return
+        try:
             yield
-        if self._is_left_to_coroutine and self._attempt is not None:
-            self._end(self._attempt)
+        finally:
+            self._coroutine.release()
+            if self._is_left_to_coroutine and self._attempt is not None:
+                self._end(self._attempt)
 
     @property
     def is_open(self) -> bool:
@@ -241,6 +281,7 @@ class Delivery:
         except Exception as error:  # noqa: BLE001  # whatever a broker refuses it with: it is not lost
             why = f"{reason}; it stays with this worker, for it cannot be put back: {error}"
             self._tell_deferred(envelope, why)
+            self._is_kept = True
             time.sleep(deferral(waits))
             return
         self._tell_deferred(envelope, reason, delay)

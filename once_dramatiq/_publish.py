@@ -55,7 +55,7 @@ def enqueue(binding: Binding, send: Send, message: Message[Any], delay: int | No
             return again
     actor = binding.broker.actors.get(message.actor_name)
     once = message.options.get(OPTION)
-    if actor is None or not (once or once is False or binding.is_guarded(actor)):
+    if actor is None or not (once is not None or binding.is_guarded(actor)):
         return send(message, delay=delay)
     try:
         return _enqueue_new(binding, actor, send, message, delay, is_sent=is_sent)
@@ -77,18 +77,8 @@ def _enqueue_again(
     thread.requeued = message.message_id
     if envelope is not None and (envelope.scope == OFF or envelope.duplicate_of):
         return send(message, delay=delay)  # nothing of it is in the record
-    seconds = (delay or 0) / 1000
-    if is_at_hand and delivery is not None and delivery.is_open:
-        header = delivery.retry(seconds)
-        take_back = delivery.take_back_retry
-    elif envelope is not None:
-        actor = binding.broker.get_actor(message.actor_name)
-        guard = binding.guard(actor).as_called(envelope)
-        lost = LostRetry(guard, envelope, envelope.retries)
-        lost.announce(seconds)
-        header = envelope._replace(retries=envelope.retries + 1, deferrals=0)
-        take_back = lost.take_back
-    else:
+    header, take_back = _announced(binding, message, (delay or 0) / 1000)
+    if header is None:
         return send(message, delay=delay)
     header = header._replace(was_delayed=delay is not None, is_copy=False)
     try:
@@ -96,6 +86,34 @@ def _enqueue_again(
     except BaseException:
         take_back()
         raise
+
+
+def _announced(
+    binding: Binding, message: Message[Any], seconds: float
+) -> tuple[Envelope | None, Callable[[], None]]:
+    """Note a retry in the record; what it is to be sent with, and how to take that back.
+
+    Nothing of ours may keep it from being sent: Dramatiq would acknowledge what it could not send.
+    """
+    delivery, envelope = binding.thread.delivery, binding.read(message)
+    try:
+        if delivery is not None and delivery.message_id == message.message_id and delivery.is_open:
+            return delivery.retry(seconds), delivery.take_back_retry
+        if envelope is not None:
+            guard = binding.guard(binding.broker.get_actor(message.actor_name))
+            lost = LostRetry(guard.as_called(envelope), envelope, envelope.retries)
+            lost.announce(seconds)
+            return _retried(envelope), lost.take_back
+    except Exception as error:  # noqa: BLE001  # whatever is wrong, the retry is sent
+        logger.warning("a retry of %s is not in the record: %s", message.actor_name, error)
+    return (_retried(envelope) if envelope is not None else None), _nothing
+
+
+def _retried(envelope: Envelope) -> Envelope:
+    return envelope._replace(retries=envelope.retries + 1, deferrals=0)
+
+
+def _nothing() -> None: ...
 
 
 def _enqueue_new(
@@ -111,6 +129,30 @@ def _enqueue_new(
     if is_off(once):
         header = Envelope("", 0, OFF, message.message_id, actor.actor_name).to_header()
         return _told(send(_with(message, header), delay=delay), _off(message))
+    dispatched = binding.thread.is_between_bodies
+    try:
+        publication = _claim(binding, actor, message, delay, dispatched=dispatched)
+    except Exception as error:
+        if not dispatched:
+            raise
+        # what waits for it would wait for ever: it runs, or fails, where it starts
+        logger.warning("%s is sent without a claim: %s", actor.actor_name, error)
+        return send(message, delay=delay)
+    if not publication.publish.is_duplicate:
+        return _send(publication, send, message, delay, is_ours=is_sent)
+    may_raise = is_sent and not dispatched
+    return _refuse(publication, send, message, delay, may_adopt=is_sent, may_raise=may_raise)
+
+
+def _claim(
+    binding: Binding,
+    actor: Actor[..., Any],
+    message: Message[Any],
+    delay: int | None,
+    *,
+    dispatched: bool,
+) -> Publication:
+    once = message.options.get(OPTION)
     call = given(once, actor.actor_name)
     if actor.options.get(OPTION) is False:
         raise errors.ConfigurationError(
@@ -123,31 +165,18 @@ def _enqueue_new(
         binding.check_sharing(actor, guard.options, message)
     attempt = current_attempt()
     own = attempt is not None and attempt.message.id == message.message_id
-    dispatched = binding.thread.is_between_bodies
-    try:
-        publication = claim(
-            guard,
-            message.args,
-            message.kwargs,
-            message.message_id,
-            call=call,
-            delay=(delay or 0) / 1000,
-            expires=binding.expires(actor, message),
-            own=own,
-            dispatched=dispatched,
-        )
-    except errors.KeyDerivationError as error:
-        if not dispatched:
-            raise
-        # what waits for it would wait for ever: it fails where it runs
-        logger.warning("sent without a claim: %s", error)
-        return send(message, delay=delay)
-    if publication.publish.is_duplicate and own:
-        publication = publication.unclaimed()
-    if not publication.publish.is_duplicate:
-        return _send(publication, send, message, delay, is_ours=is_sent)
-    may_raise = is_sent and not dispatched
-    return _refuse(publication, send, message, delay, may_adopt=is_sent, may_raise=may_raise)
+    publication = claim(
+        guard,
+        message.args,
+        message.kwargs,
+        message.message_id,
+        call=call,
+        delay=(delay or 0) / 1000,
+        expires=binding.expires(actor, message),
+        own=own,
+        dispatched=dispatched,
+    )
+    return publication.unclaimed() if publication.publish.is_duplicate and own else publication
 
 
 def _send(

@@ -50,11 +50,13 @@ class Settlement:
         self._end_with(self._guard.options.return_on_duplicate)
 
     def has_result(self) -> bool:
-        """Whether a result is stored under its id."""
+        """Whether a result is known to be stored under its id."""
         try:
             return self._result_of(self._proxy.message_id) is not _MISSING
         except ResultError:
             return True
+        except Exception:  # noqa: BLE001  # the backend is away: nothing is known
+            return False
 
     def _result_of(self, message_id: str) -> Any:
         if self._results is None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dramatiq.worker import ConsumerThread
+
 if TYPE_CHECKING:
     from once_dramatiq._delivery import Delivery
 
@@ -17,9 +19,8 @@ class ThreadState(threading.local):
     """One for a middleware, with a value for each thread.
 
     Attributes:
-        is_worker: A worker's thread; outside of bodies all it enqueues belongs to the message that
-            it has: retries, callbacks, steps of pipelines.
-        is_consumer: A consumer's thread, which enqueues messages that were delayed until now.
+        is_worker: Messages are processed in it; outside of bodies all it enqueues belongs to the
+            message that it has: retries, callbacks, steps of pipelines.
         is_in_body: An actor runs in it.
         is_putting_back: A message is enqueued that is to go out as it is.
         delivery: The delivery that it works on.
@@ -27,12 +28,16 @@ class ThreadState(threading.local):
     """
 
     is_worker = False
-    is_consumer = False
     is_in_body = False
     is_putting_back = False
     delivery: Delivery | None = None
     requeued = ""
     _sending = ""
+
+    @property
+    def is_consumer(self) -> bool:
+        """Whether it is a consumer's, which enqueues messages that were delayed until now."""
+        return isinstance(threading.current_thread(), ConsumerThread)
 
     @property
     def is_between_bodies(self) -> bool:

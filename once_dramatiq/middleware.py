@@ -17,11 +17,11 @@ from once_dramatiq._delivery import Delivery
 from once_dramatiq._publish import enqueue
 from once_dramatiq._seams import wrap_actor, wrap_broker, wrap_stub
 from once_dramatiq._thread import ThreadState
-from once_dramatiq.errors import GuardError, translated
+from once_dramatiq.errors import ConfigurationError, GuardError, translated
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, MessageProxy, Worker
-    from dramatiq.worker import ConsumerThread, WorkerThread
+    from dramatiq.worker import ConsumerThread
     from typing_extensions import Unpack
 
 __all__ = ["OnceMiddleware"]
@@ -98,6 +98,11 @@ class OnceMiddleware(Middleware):
         self._wrap(broker)
 
     def _wrap(self, broker: Broker) -> None:
+        if any(isinstance(each, OnceMiddleware) and each is not self for each in broker.middleware):
+            raise ConfigurationError(
+                "the broker has two OnceMiddleware, and a message that one has started would meet "
+                "itself in the other; add it once, with every_actor=True to guard all actors"
+            )
         binding = self.binding(broker)
         wrap_broker(broker, lambda send, message, delay: enqueue(binding, send, message, delay))
         wrap_stub(broker, binding.forget)
@@ -114,13 +119,8 @@ class OnceMiddleware(Middleware):
         broker.middleware = [*others, self]  # a new list: Dramatiq goes through the old one now
 
     def after_consumer_thread_boot(self, broker: Broker, thread: ConsumerThread) -> None:
-        """Remember that this thread enqueues only what was delayed."""
-        self._thread.is_consumer = True
+        """Watch its connection."""
         self.binding(broker).consumers.add(thread)
-
-    def after_worker_thread_boot(self, broker: Broker, thread: WorkerThread) -> None:
-        """Remember that this thread runs actors."""
-        self._thread.is_worker = True
 
     # Messages
 

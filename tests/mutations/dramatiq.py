@@ -121,8 +121,8 @@ DRAMATIQ_BREAKAGES = (
     _in(
         PUBLISH,
         "a-step-is-lost-while-the-store-is-away",
-        "            dispatched=dispatched,\n",
-        "            dispatched=False,\n",
+        "        own=own,\n        dispatched=dispatched,\n",
+        "        own=own,\n        dispatched=False,\n",
         "composition:a_store_that_is_away_while_workers_dispatch_loses_nothing",
     ),
     _in(
@@ -215,8 +215,8 @@ DRAMATIQ_BREAKAGES = (
     _in(
         DELIVERY,
         "on-store-error-run-waits",
-        '            if answer is None and self._guard.options.on_store_error == "run":\n',
-        "            if False:\n",
+        '        if answer is None and self._guard.options.on_store_error == "run":\n',
+        "        if False:\n",
         "promises:while_the_store_is_away_messages_are_deferred_or_run_as_they_were_told",
     ),
     # Settling

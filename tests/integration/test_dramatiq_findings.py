@@ -1,0 +1,350 @@
+"""What reviewers of the Dramatiq binding saw, one test each; on a `StubBroker`, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import fakeredis
+import pytest
+from _support.waiting import wait_until
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Pipelines, Retries, TimeLimit
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+
+from once_core.errors import ConfigurationError, StoreUnavailableError
+from once_core.store import Store
+from once_dramatiq import OnceMiddleware, is_locked
+
+pytestmark = pytest.mark.lifecycle_dramatiq
+
+
+@pytest.fixture
+def broker() -> StubBroker:
+    """Dramatiq's own middleware, with a time limit that is looked at often, and ours."""
+    broker = StubBroker(
+        middleware=[
+            AgeLimit(),
+            TimeLimit(interval=50),
+            Callbacks(),
+            Pipelines(),
+            Retries(min_backoff=10, max_backoff=10),
+            AsyncIO(),
+            OnceMiddleware(lease=1),
+        ]
+    )
+    broker.emit_after("process_boot")  # starts the watching of time limits
+    return broker
+
+
+@pytest.fixture
+def work(broker: StubBroker) -> Iterator[Callable[[], None]]:
+    """Starts a worker of four threads, which ends with the test."""
+    workers = []
+
+    def start() -> None:
+        worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=4)
+        workers.append(worker)
+        worker.start()
+
+    yield start
+    for worker in workers:
+        worker.stop()
+
+
+def test_a_coroutine_that_raises_after_dramatiq_gave_it_up_frees_its_unit(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """It was renewed for ever: only a coroutine that returned ended its attempt."""
+    ended = []
+
+    @dramatiq.actor(broker=broker, once=True, time_limit=100, max_retries=0)
+    async def slow(unit: int) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(2)  # longer than the second for which Dramatiq waits
+            ended.append(is_locked(slow, unit))
+
+    work()
+    slow.send(1)
+
+    wait_until(lambda: ended, "the coroutine has ended")
+    assert ended == [True]
+    wait_until(lambda: not is_locked(slow, 1), "its unit is free")
+
+
+def test_an_async_actor_can_await_the_coroutine_of_another(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """The event loop of all async actors stood still for ever."""
+    done = []
+
+    @dramatiq.actor(broker=broker, once=True)
+    async def inner(unit: int) -> None:
+        done.append("inner")
+
+    @dramatiq.actor(broker=broker, once=True)
+    async def outer(unit: int) -> None:
+        await inner.fn.__wrapped__(unit)  # type: ignore[attr-defined]
+        done.append("outer")
+
+    work()
+    outer.send(1)
+
+    wait_until(lambda: done == ["inner", "outer"], "both have run")
+
+
+def test_bodies_that_seed_random_keep_their_leases(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """Attempts had equal tokens, and the end of one ended the renewal of the other's lease."""
+    gate, runs = threading.Event(), []
+
+    @dramatiq.actor(broker=broker, once=True)
+    def simulate(unit: str, is_held: bool = False) -> None:
+        random.seed(42)
+        runs.append(unit)
+        if is_held:
+            assert gate.wait(30)
+
+    work()
+    simulate.send("held", True)
+    wait_until(lambda: runs, "the first runs")
+    for unit in range(8):
+        random.seed(42)
+        simulate.send(f"short-{unit}")
+    wait_until(lambda: len(runs) == 9, "the others have run")
+    since = dict.fromkeys(("held",), runs.count("held"))
+    simulate.send("held", True)
+    deadline = threading.Event()
+    deadline.wait(2.5)  # twice its lease, in which nothing may happen
+
+    assert runs.count("held") == since["held"]
+    gate.set()
+    wait_until(lambda: runs.count("held") == 2, "the second runs after it")
+
+
+def test_a_message_is_kept_beyond_its_time_limit_while_broker_and_store_are_away(
+    broker: StubBroker, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit made a retry of it, which the broker did not take: it was lost."""
+    runs: list[int] = []
+    limits: list[Any] = []
+
+    @dramatiq.actor(broker=broker, once=True, time_limit=300)
+    def late(unit: int) -> None:
+        runs.append(unit)
+
+    late.send(1)
+    away = threading.Event()
+    away.set()
+    run, put = Store.run, broker.queues["default.DQ"].put
+
+    def run_or_fail(self: Store, step: Any) -> Any:
+        if away.is_set():
+            raise StoreUnavailableError("away")
+        return run(self, step)
+
+    def put_or_fail(message: bytes) -> None:
+        if away.is_set():
+            limits.append(message)
+            raise ConnectionClosed("away")
+        put(message)
+
+    monkeypatch.setattr(Store, "run", run_or_fail)
+    monkeypatch.setattr(broker.queues["default.DQ"], "put", put_or_fail)
+    work()
+    wait_until(lambda: len(limits) >= 2, "it could not be put back twice")
+    assert runs == []
+
+    away.clear()
+    wait_until(lambda: runs == [1], "it runs")
+
+
+def test_a_bad_option_of_a_later_step_does_not_stop_its_pipeline(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """A worker enqueues it, where an error is swallowed and the step is never sent."""
+    ran = []
+
+    @dramatiq.actor(broker=broker, once=True)
+    def first(unit: int) -> int:
+        return unit
+
+    @dramatiq.actor(broker=broker, once=True)
+    def second(unit: int) -> None:
+        ran.append(unit)
+
+    work()
+    step = second.message_with_options(once={"leese": 5})
+    dramatiq.pipeline([first.message(7), step], broker=broker).run()
+
+    wait_until(lambda: ran == [7], "the step has run")
+
+
+def test_a_prefix_that_raises_in_a_worker_does_not_stop_a_pipeline(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """The tenant of a request is not there; the step runs, or fails, where it starts."""
+    ran, tenants = [], ["acme"]
+
+    @dramatiq.actor(broker=broker, once=True)
+    def first(unit: int) -> int:
+        tenants.clear()
+        return unit
+
+    @dramatiq.actor(broker=broker, once={"prefix": lambda: tenants[0]}, max_retries=3)
+    def second(unit: int) -> None:
+        ran.append(unit)
+
+    @dramatiq.actor(broker=broker)
+    def come_back() -> None:
+        tenants.append("acme")
+
+    work()
+    dramatiq.pipeline([first.message(7), second.message()], broker=broker).run()
+    come_back.send_with_options(delay=50)
+
+    wait_until(lambda: ran == [7], "the step has run")
+
+
+def test_a_retry_is_sent_by_a_worker_that_has_no_lock_store(
+    broker: StubBroker, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ONCE_URL`` was forgotten there: the message was acknowledged without a run."""
+    ran = []
+
+    @dramatiq.actor(broker=broker, once={"scope": "queued"}, max_retries=50)
+    def late(unit: int) -> None:
+        ran.append(unit)
+
+    late.send(1)
+    run, is_missing = Store.run, threading.Event()
+    is_missing.set()
+
+    def run_or_refuse(self: Store, step: Any) -> Any:
+        if is_missing.is_set():
+            raise ConfigurationError("once has no lock store")
+        return run(self, step)
+
+    monkeypatch.setattr(Store, "run", run_or_refuse)
+    seen = []
+    monkeypatch.setattr(
+        broker.queues["default.DQ"], "put", put_and_note(broker.queues["default.DQ"].put, seen)
+    )
+    work()
+    wait_until(lambda: len(seen) >= 2, "it was retried")
+    assert ran == []
+
+    is_missing.clear()
+    wait_until(lambda: ran == [1], "it runs")
+
+
+def put_and_note(put: Callable[[bytes], None], seen: list[bytes]) -> Callable[[bytes], None]:
+    """A queue's `put` that is watched."""
+
+    def noting(message: bytes) -> None:
+        seen.append(message)
+        put(message)
+
+    return noting
+
+
+def test_a_duplicate_waits_for_a_result_backend_that_is_away() -> None:
+    """It failed without a retry, and its pipeline never went on."""
+    backend = StubBackend()
+    broker = StubBroker(middleware=[Pipelines(), Retries(), OnceMiddleware()])
+    broker.add_middleware(Results(backend=backend))  # type: ignore[no-untyped-call]
+    went_on = threading.Event()
+
+    @dramatiq.actor(broker=broker, once=True, store_results=True, max_retries=0)
+    def first(unit: int) -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def second(value: object) -> None:
+        went_on.set()
+
+    first.send(1)
+    dramatiq.pipeline([first.message(1), second.message()], broker=broker).run()
+    store, failures = backend.store_result, []
+
+    def store_or_fail(*args: Any, **kwargs: Any) -> None:
+        if len(failures) < 1:
+            failures.append(args)
+            raise ConnectionError("away")
+        store(*args, **kwargs)
+
+    backend.store_result = store_or_fail  # type: ignore[method-assign]
+    # the waiting message would store its result first
+    messages = [broker.queues["default"].get() for _ in range(2)]
+    broker.queues["default"].put(messages[1])
+    broker.queues["default"].task_done()
+    broker.queues["default"].task_done()
+    worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+    worker.start()
+    try:
+        wait_until(went_on.is_set, "the next step has run")
+    finally:
+        worker.stop()
+    assert len(failures) == 1
+
+
+def test_two_of_our_middleware_on_one_broker_are_refused(broker: StubBroker) -> None:
+    """Every message met itself, and was put back for ever."""
+
+    @dramatiq.actor(broker=broker, once=True)
+    def work(unit: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="two OnceMiddleware"):
+        broker.add_middleware(OnceMiddleware())
+
+
+def test_a_client_that_was_handed_in_has_one_store() -> None:
+    """Each call made a store of its own, with an INFO and connections."""
+    broker = StubBroker(middleware=[])
+    ours = OnceMiddleware(client=fakeredis.FakeRedis())
+    broker.add_middleware(ours)
+
+    @dramatiq.actor(broker=broker, once=True)
+    def work(unit: int) -> None: ...
+
+    for unit in range(5):
+        work.send_with_options(args=(unit,), once={"ttl": 60})
+
+    assert len(ours.binding(broker)._stores) == 1
+
+
+def test_middleware_that_comes_after_the_worker_lets_delayed_messages_through() -> None:
+    """In a notebook: what was due was taken for a message that is sent twice, and vanished."""
+    broker = StubBroker(middleware=[])
+    worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+    worker.start()
+    broker.add_middleware(OnceMiddleware())
+    ran = []
+
+    @dramatiq.actor(broker=broker, once=True)
+    def work(unit: int) -> None:
+        ran.append(unit)
+
+    work.send_with_options(args=(1,), delay=100)
+    try:
+        wait_until(lambda: ran == [1], "it runs")
+    finally:
+        worker.stop()
+
+
+def test_an_empty_dict_asks_for_a_guard_at_a_message_too(broker: StubBroker) -> None:
+    """As it does at an actor."""
+
+    @dramatiq.actor(broker=broker)
+    def work(unit: int) -> None: ...
+
+    first = work.send_with_options(args=(1,), once={})
+    assert work.send_with_options(args=(1,), once={}).message_id == first.message_id
