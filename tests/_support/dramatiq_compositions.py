@@ -15,7 +15,7 @@ from typing import Any
 import dramatiq
 from dramatiq import Message, Worker, group, pipeline
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import CurrentMessage, GroupCallbacks, Middleware
+from dramatiq.middleware import CurrentMessage, GroupCallbacks, Middleware, default_middleware
 from dramatiq.rate_limits.backends import StubBackend as RateLimiterBackend
 from dramatiq.results import ResultMissing, Results
 from dramatiq.results.backends import StubBackend
@@ -69,7 +69,9 @@ class Stage:
         self.started: set[str] = set()
         self.gates: dict[str, threading.Event] = {}
         self._workers: list[Worker] = []
-        self.broker = StubBroker()
+        # before 2.0 Prometheus is among them, and fails where no process was booted
+        default = [each() for each in default_middleware if each.__name__ != "Prometheus"]
+        self.broker = StubBroker(middleware=default)
         results = Results(backend=StubBackend())
         ours = OnceMiddleware(**({"url": url} if url else {}))
         around = {
