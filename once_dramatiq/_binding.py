@@ -203,7 +203,7 @@ def given(once: object, of: str) -> Mapping[str, Any]:
     Raises:
         ConfigurationError: For what is no options.
     """
-    if once is None or once is True:
+    if once is None or once is True or once is False:
         return {}
     if isinstance(once, OnceOptions):
         return once.given

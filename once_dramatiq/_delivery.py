@@ -126,7 +126,10 @@ class Delivery:
             self._has_ended = True  # nothing of it is in the record, or it heals
             return True
         if answer is not None and answer.status == "started":
-            is_late = is_copy and not answer.found and self._settlement.has_result()
+            # in doubt it runs: an id from another program may be that of an earlier message
+            is_known = attempt.message.ticket > 0 and not attempt.message.retries
+            is_gone = is_copy and is_known and not answer.found
+            is_late = is_gone and self._settlement.has_result()
             if not (is_late or self._is_out_of_time):
                 self._enter(attempt)
                 return True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from once_core import errors
 from once_core.guard import Guard, Holder
 from once_core.publish import OncePublish
+from once_dramatiq._binding import OPTION
 from once_dramatiq._publish import PUBLISH
 from once_dramatiq.errors import ConfigurationError, translated
 from once_dramatiq.middleware import OnceMiddleware
@@ -97,6 +98,11 @@ def _guard(actor: Actor[P, R]) -> Iterator[Guard]:
         raise ConfigurationError(
             f"the broker of {actor.actor_name} has no OnceMiddleware, so nothing of it is locked; "
             "call broker.add_middleware(OnceMiddleware()) before its actors are declared"
+        )
+    if actor.options.get(OPTION) is False:
+        raise ConfigurationError(
+            f"{actor.actor_name} is not under guard (once=False), so asking for its lock would do "
+            "nothing; take once=False from the actor, and give it to the messages that need it"
         )
     try:
         yield middleware.binding(actor.broker).guard(actor)

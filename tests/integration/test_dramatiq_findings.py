@@ -348,3 +348,70 @@ def test_an_empty_dict_asks_for_a_guard_at_a_message_too(broker: StubBroker) -> 
 
     first = work.send_with_options(args=(1,), once={})
     assert work.send_with_options(args=(1,), once={}).message_id == first.message_id
+
+
+def test_an_actor_that_is_guarded_no_more_runs_what_was_sent_before(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """A new release with once=False dead-lettered all that the old one had sent."""
+    ran = []
+
+    @dramatiq.actor(broker=broker, once=True)
+    def change(unit: int) -> None:
+        ran.append(unit)
+
+    change.send(1)
+    change.options["once"] = False
+    work()
+
+    wait_until(lambda: ran == [1], "it runs")
+    with pytest.raises(ConfigurationError, match="is not under guard"):
+        is_locked(change, 1)
+
+
+def test_a_dead_letter_that_is_sent_again_and_redelivered_runs_in_scope_running() -> None:
+    """The result of its first run made it a late copy of that: the trigger was lost."""
+    backend = StubBackend()
+    broker = StubBroker(middleware=[])
+    broker.add_middleware(Results(backend=backend))  # type: ignore[no-untyped-call]
+    broker.add_middleware(OnceMiddleware())
+    ran = []
+
+    @dramatiq.actor(broker=broker, once={"scope": "running"}, store_results=True)
+    def again(unit: int) -> int:
+        ran.append(unit)
+        return unit
+
+    consume = broker.consume
+
+    def consume_redelivered(*args: Any, **kwargs: Any) -> Any:
+        consumer = consume(*args, **kwargs)
+        take = consumer.__next__
+
+        class Redelivered:
+            def __iter__(self) -> Redelivered:
+                return self
+
+            def __next__(self) -> Any:
+                message = take()
+                if message is not None:
+                    message.redelivered = True  # as RabbitMQ says of what was only prefetched
+                return message
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(consumer, name)
+
+        return Redelivered()
+
+    broker.consume = consume_redelivered  # type: ignore[method-assign]
+    worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+    worker.start()
+    try:
+        message = again.message(1)
+        broker.enqueue(message)
+        wait_until(lambda: ran == [1], "it runs")
+        broker.join("default", timeout=10_000)
+        broker.enqueue(message)
+        wait_until(lambda: ran == [1, 1], "it runs again")
+    finally:
+        worker.stop()
