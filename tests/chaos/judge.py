@@ -261,7 +261,7 @@ class Account:
             if unit.startswith(NEWEST):
                 continue
             bodies = self.bodies.get(unit, [])
-            groups = list(_copies(some))
+            groups = list(_copies(some, [body.start for body in bodies]))
             for copies, later in zip_longest(groups, groups[1:]):
                 # copies of a message of a canvas: that one may have run, and we do not know it
                 first = copies[0]
@@ -409,8 +409,13 @@ def _of_failed_calls(triggers: list[Trigger], bodies: list[Body], since: float) 
     return {body.id for body in bodies if body.start > failed[0]} - sent
 
 
-def _copies(triggers: list[Trigger]) -> Iterator[list[Trigger]]:
-    """Calls in groups, one a ticket: the message, those refused for it, copies it got."""
+def _copies(triggers: list[Trigger], starts: list[float]) -> Iterator[list[Trigger]]:
+    """Calls in groups, one a ticket: the message, those refused for it, copies it got.
+
+    Args:
+        triggers: Of one unit.
+        starts: Of its bodies.
+    """
     group: list[Trigger] = []
     known = {each.holder for each in triggers if each.was_sent}
     is_unsent = False
@@ -419,8 +424,11 @@ def _copies(triggers: list[Trigger]) -> Iterator[list[Trigger]]:
             # the copy of a call that the broker did not take may be named as the holder
             is_unsent = is_unsent or trigger.state == "broker away"
             continue
-        # one that we did not send: a canvas did, or a retry waits
-        is_other = trigger.state == "waiting" and trigger.holder not in known and not is_unsent
+        # one that we did not send: a canvas did, or a retry waits; as long as nothing has started
+        # it is a copy that a canvas sent
+        has_started = bool(group) and any(group[0].at < each < trigger.done for each in starts)
+        is_unknown = trigger.state == "waiting" and trigger.holder not in known
+        is_other = is_unknown and has_started and not is_unsent
         if group and (trigger.state == "claimed" or is_other):
             yield group
             group, is_unsent = [], False
