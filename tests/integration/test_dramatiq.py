@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from _support.dramatiq_deployment import DramatiqDeployment
+from collections.abc import Callable
 
-from once_dramatiq import is_locked, published
+import pytest
+from _support.dramatiq_app import LEASE
+from _support.dramatiq_deployment import DramatiqDeployment
+from _support.ledger import overlaps
+from _support.waiting import wait_until
+
+from once_dramatiq import holder, is_locked, published
 
 pytestmark = pytest.mark.lifecycle_dramatiq
 
@@ -30,3 +35,37 @@ def test_one_runs_and_one_waits(dramatiq_scene: DramatiqDeployment, unit: str) -
         running.message_id,
         waiting.message_id,
     ]
+
+
+@pytest.mark.parametrize("options", [(), ("--use-spawn",)], ids=["fork", "spawn"])
+def test_several_processes_run_one_at_a_time(
+    deploy_dramatiq: Callable[..., DramatiqDeployment], unit: str, options: tuple[str, ...]
+) -> None:
+    """Each renews its own leases, whether it was forked or spawned."""
+    scene = deploy_dramatiq(broker="redis")
+    scene.worker(processes=2, threads=2, options=options)
+    work = scene.task("work")
+
+    running = scene.hold(unit)
+    waiting = work.send(unit, -1)
+    fence = scene.runs(unit)[0].fence
+    wait_until(
+        lambda: any(
+            f"deferred work: an attempt of message {running.message_id}" in each.log
+            for each in scene.workers
+        ),
+        "the second one meets the first",
+    )
+    begun = holder(work, unit, -1)
+    assert begun is not None
+    wait_until(  # longer than a lease
+        lambda: (now := holder(work, unit, -1)) is not None and now.age > begun.age + LEASE + 1,
+        "the first outlives its lease",
+    )
+    scene.let_go(unit)
+
+    assert scene.result(waiting, within=60) == f"done {unit}"
+    first, second = scene.runs(unit)
+    assert overlaps([first, second]) == []
+    assert (first.fence, second.message_id) == (fence, waiting.message_id)
+    assert second.fence > first.fence
