@@ -81,6 +81,8 @@ class Lease:
 def current_lease() -> Lease | None:
     """The lease under which the calling body runs, or None where none does.
 
+    None also where a scope limits only what waits, and where a test calls the body as a function.
+
     Example:
         >>> current_lease() is None
         True

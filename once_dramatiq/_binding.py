@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import GenericActor
+from dramatiq import GenericActor, get_encoder
 from dramatiq.asyncio import async_to_sync
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import q_name
@@ -98,7 +98,17 @@ class Binding:
         """
         if not self.is_guarded(actor):
             return
-        self.check_sharing(actor, self._new_guard(actor).options)
+        options = self._new_guard(actor).options
+        self.check_sharing(actor, options)
+        try:
+            get_encoder().encode({"value": options.return_on_duplicate})
+        except Exception as error:
+            raise ConfigurationError(
+                f"once option return_on_duplicate={options.return_on_duplicate!r} of "
+                f"{actor.actor_name} cannot be stored as a result ({error}); give a value that "
+                "Dramatiq's encoder takes",
+                option="return_on_duplicate",
+            ) from error
 
     def check_sharing(
         self, actor: Actor[..., Any], options: OnceOptions, message: Message[Any] | None = None

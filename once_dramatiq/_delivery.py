@@ -10,7 +10,8 @@ from contextvars import ContextVar, Token
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dramatiq.middleware import Interrupt, MiddlewareError, SkipMessage
+from dramatiq.middleware import Interrupt, MiddlewareError, Shutdown, SkipMessage
+from dramatiq.middleware.time_limit import TimeLimitExceeded
 
 from once_core._clock import elapsed
 from once_core.attempt import Attempt, deferral, delay_after
@@ -64,7 +65,6 @@ class Delivery:
         self._started_at = 0.0
         self._outcome: Outcome = "failure"
         self._has_ended = False
-        self._is_kept = False
         self._is_out_of_time = False
         self._ending = threading.Lock()
         self._coroutine = threading.Lock()
@@ -91,20 +91,27 @@ class Delivery:
             try:
                 if self._may_run(waits):
                     return
-            except Interrupt:
-                if not self._is_kept:
-                    raise  # a failure, which is retried
-                # this worker is all that has the message, and the broker would not take a retry
+            except (TimeLimitExceeded, Shutdown):
+                # no failure: it has not begun, and while the broker is away a retry would be lost
                 self._is_out_of_time = True
-            except (MiddlewareError, OnceError):
+                self._give_up_start()
+            except (MiddlewareError, OnceError, TypeError, ValueError):
+                self._give_up_start()
                 raise
             except Exception as error:  # such as a result backend that is away
+                self._give_up_start()
                 envelope = self._attempt.envelope if self._attempt else self._envelope
                 if envelope is None:
                     raise
                 delay = deferral(envelope.deferrals + waits)
                 self._put_back(envelope, delay, f"it could not be ended: {error!r}", waits + 1)
             waits += 1
+
+    def _give_up_start(self) -> None:
+        """Free the lease of an attempt that has started and will not come to its body."""
+        if self._attempt is not None and self._attempt.is_running:
+            self.leave_body()
+            self._attempt.end("interrupted")
 
     def _may_run(self, waits: int) -> bool:
         """Whether it was started; not if this worker has to keep it for a while.
@@ -284,7 +291,6 @@ class Delivery:
         except Exception as error:  # noqa: BLE001  # whatever a broker refuses it with: it is not lost
             why = f"{reason}; it stays with this worker, for it cannot be put back: {error}"
             self._tell_deferred(envelope, why)
-            self._is_kept = True
             time.sleep(deferral(waits))
             return
         self._tell_deferred(envelope, reason, delay)

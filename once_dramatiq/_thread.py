@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dramatiq.worker import ConsumerThread
+from dramatiq.worker import ConsumerThread, WorkerThread
 
 if TYPE_CHECKING:
     from once_dramatiq._delivery import Delivery
@@ -19,8 +19,7 @@ class ThreadState(threading.local):
     """One for a middleware, with a value for each thread.
 
     Attributes:
-        is_worker: Messages are processed in it; outside of bodies all it enqueues belongs to the
-            message that it has: retries, callbacks, steps of pipelines.
+        is_worker: Messages are processed in it, whatever kind of thread it is.
         is_in_body: An actor runs in it.
         is_putting_back: A message is enqueued that is to go out as it is.
         delivery: The delivery that it works on.
@@ -41,8 +40,13 @@ class ThreadState(threading.local):
 
     @property
     def is_between_bodies(self) -> bool:
-        """Whether what it enqueues comes from middleware, not from a body or a program."""
-        return self.is_worker and not self.is_in_body
+        """Whether what it enqueues belongs to the message that it has: retries, callbacks, steps.
+
+        Otherwise it comes from a body or a program.
+        """
+        if self.is_in_body:
+            return False
+        return self.is_worker or isinstance(threading.current_thread(), WorkerThread)
 
     def begin_sending(self, actor_name: str) -> str:
         """An actor's ``send()`` begins: nobody knows the id of its message yet.

@@ -14,7 +14,16 @@ import pytest
 from _support.waiting import wait_until
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Pipelines, Retries, TimeLimit
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Callbacks,
+    Middleware,
+    MiddlewareError,
+    Pipelines,
+    Retries,
+    TimeLimit,
+)
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -415,3 +424,68 @@ def test_a_dead_letter_that_is_sent_again_and_redelivered_runs_in_scope_running(
         wait_until(lambda: ran == [1, 1], "it runs again")
     finally:
         worker.stop()
+
+
+def test_the_first_message_of_a_thread_that_other_middleware_lets_fail_is_retried() -> None:
+    """The thread was not yet known as a worker's: its retry was taken for a message sent twice."""
+
+    class Limiter(Middleware):
+        calls = 0
+
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise MiddlewareError("not now")
+
+    broker = StubBroker(middleware=[Retries(min_backoff=10, max_backoff=10), Limiter()])
+    broker.add_middleware(OnceMiddleware())
+    ran = []
+
+    @dramatiq.actor(broker=broker, once=True)
+    def late(unit: int) -> None:
+        ran.append(unit)
+
+    worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+    worker.start()
+    late.send(1)
+    try:
+        wait_until(lambda: ran == [1], "it runs")
+    finally:
+        worker.stop()
+
+
+def test_a_time_limit_that_strikes_while_a_message_is_put_back_loses_nothing(
+    broker: StubBroker, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen broker: the first attempt to put it back takes longer than the actor may."""
+    ran: list[int] = []
+    queue = broker.queues
+
+    @dramatiq.actor(broker=broker, once=True, time_limit=100)
+    def late(unit: int) -> None:
+        ran.append(unit)
+
+    late.send(1)
+    run, put = Store.run, queue["default.DQ"].put
+    away, refusals = threading.Event(), []
+    away.set()
+
+    def run_or_fail(self: Store, step: Any) -> Any:
+        if away.is_set():
+            raise StoreUnavailableError("away")
+        return run(self, step)
+
+    def put_or_hang(message: bytes) -> None:
+        if away.is_set():
+            refusals.append(message)
+            threading.Event().wait(0.5)  # longer than the time limit, which strikes afterwards
+            raise ConnectionClosed("away")
+        put(message)
+
+    monkeypatch.setattr(Store, "run", run_or_fail)
+    monkeypatch.setattr(queue["default.DQ"], "put", put_or_hang)
+    work()
+    wait_until(lambda: len(refusals) >= 2, "it could not be put back twice")
+    away.clear()
+
+    wait_until(lambda: ran == [1], "it runs")
