@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dramatiq.worker import ConsumerThread, WorkerThread
-
 if TYPE_CHECKING:
+    from dramatiq.worker import ConsumerThread, WorkerThread
+
     from once_dramatiq._delivery import Delivery
+
+else:
+    try:
+        from dramatiq.worker import ConsumerThread, WorkerThread
+    except ImportError:  # Dramatiq 1
+        from dramatiq.worker import _ConsumerThread as ConsumerThread
+        from dramatiq.worker import _WorkerThread as WorkerThread
 
 __all__ = ["ThreadState"]
 
