@@ -28,6 +28,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from once_core.errors import ConfigurationError, StoreUnavailableError
+from once_core.events import Event, subscribe
 from once_core.store import Store
 from once_dramatiq import OnceMiddleware, is_locked
 
@@ -489,3 +490,32 @@ def test_a_time_limit_that_strikes_while_a_message_is_put_back_loses_nothing(
     away.clear()
 
     wait_until(lambda: ran == [1], "it runs")
+
+
+def test_a_message_that_waits_long_is_put_back_less_and_less_often(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """Each delay may be twice the one before; taken for a retry, it came back every second."""
+    gate, ran = threading.Event(), []
+
+    @dramatiq.actor(broker=broker, once={"key": ["unit"]})
+    def late(unit: int, is_held: bool = False) -> None:
+        ran.append(is_held)
+        if is_held:
+            assert gate.wait(60)
+
+    seen: list[Event] = []
+    stop = subscribe(seen.append)
+    work()
+    late.send(1, True)
+    wait_until(lambda: ran == [True], "the first runs")
+    late.send(1)
+    try:
+        wait_until(
+            lambda: any(each.kind == "deferred" and (each.delay or 0) > 2.5 for each in seen),
+            "it was put back for longer than 2.5 s",
+        )
+    finally:
+        stop()
+        gate.set()
+    wait_until(lambda: ran == [True, False], "it runs")

@@ -481,7 +481,11 @@ def stub() -> Iterator[StubBroker]:
 def runs(stub: StubBroker) -> Iterator[list[str]]:
     """What the actor ``plain`` was run with, by a worker."""
     seen: list[str] = []
-    dramatiq.actor(broker=stub, actor_name="plain", once=True)(seen.append)
+
+    @dramatiq.actor(broker=stub, once=True)
+    def plain(unit: str) -> None:
+        seen.append(unit)
+
     worker = Worker(stub, worker_timeout=100, worker_threads=4)
     worker.start()
     yield seen

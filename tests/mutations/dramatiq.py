@@ -10,6 +10,7 @@ FILES = {
     "binding": "tests/unit/test_dramatiq_binding.py",
     "composition": "tests/integration/test_dramatiq_composition.py",
     "crashes": "tests/integration/test_dramatiq_crashes.py",
+    "findings": "tests/integration/test_dramatiq_findings.py",
     "in": "tests/integration/test_dramatiq_ways_in.py",
     "out": "tests/integration/test_dramatiq_ways_out.py",
     "promises": "tests/integration/test_promises.py",
@@ -42,7 +43,7 @@ DRAMATIQ_BREAKAGES = (
         "a-deferred-message-is-claimed-again",
         "if thread.is_putting_back or (",
         "if (",
-        "promises:on_overlap_defer_runs_the_same_message_later",
+        "findings:a_message_that_waits_long_is_put_back_less_and_less_often",
     ),
     _in(
         PUBLISH,
