@@ -498,7 +498,7 @@ def test_a_message_that_waits_long_is_put_back_less_and_less_often(
     """Each delay may be twice the one before; taken for a retry, it came back every second."""
     gate, ran = threading.Event(), []
 
-    @dramatiq.actor(broker=broker, once={"key": ["unit"]})
+    @dramatiq.actor(broker=broker, once={"key": ["unit"], "lease": 60})
     def late(unit: int, is_held: bool = False) -> None:
         ran.append(is_held)
         if is_held:
