@@ -18,6 +18,7 @@ from dramatiq.middleware import (
     AgeLimit,
     AsyncIO,
     Callbacks,
+    CurrentMessage,
     Middleware,
     MiddlewareError,
     Pipelines,
@@ -519,3 +520,24 @@ def test_a_message_that_waits_long_is_put_back_less_and_less_often(
         stop()
         gate.set()
     wait_until(lambda: ran == [True, False], "it runs")
+
+
+def test_a_body_that_enqueues_its_own_message_again_runs_again(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """Also where the scope refuses others while it runs: it counts on itself."""
+    broker.add_middleware(CurrentMessage())
+    ran = []
+
+    @dramatiq.actor(broker=broker, once={"scope": "until_done"})
+    def again(unit: int) -> None:
+        ran.append(unit)
+        message = CurrentMessage.get_current_message()
+        if len(ran) == 1 and message is not None:
+            broker.enqueue(message)
+
+    work()
+    again.send(1)
+
+    wait_until(lambda: ran == [1, 1], "it runs again")
+    wait_until(lambda: not is_locked(again, 1), "its unit is free")

@@ -138,7 +138,7 @@ DRAMATIQ_BREAKAGES = (
         "a-body-that-sends-itself-is-refused",
         "    own = attempt is not None and attempt.message.id == message.message_id\n",
         "    own = False\n",
-        "in:the_same_message_enqueued_while_it_runs",
+        "findings:a_body_that_enqueues_its_own_message_again_runs_again",
     ),
     _in(
         SEAMS,
