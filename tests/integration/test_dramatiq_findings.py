@@ -541,3 +541,30 @@ def test_a_body_that_enqueues_its_own_message_again_runs_again(
 
     wait_until(lambda: ran == [1, 1], "it runs again")
     wait_until(lambda: not is_locked(again, 1), "its unit is free")
+
+
+def test_a_message_that_is_put_back_stays_in_the_unit_of_its_call(
+    broker: StubBroker, work: Callable[[], None]
+) -> None:
+    """Its key is the one that its call was given, not what the worker would derive."""
+    gate, ran, met = threading.Event(), [], []
+
+    @dramatiq.actor(broker=broker, once={"key": ["unit"], "lease": 60})
+    def late(unit: int, is_held: bool = False) -> None:
+        ran.append(is_held)
+        if is_held:
+            assert gate.wait(60)
+
+    own = {"name": "the unit of these calls"}
+    stop = subscribe(lambda event: met.append(event.key) if event.kind == "deferred" else None)
+    work()
+    late.send_with_options(args=(1, True), once=own)
+    wait_until(lambda: ran == [True], "the first runs")
+    late.send_with_options(args=(1,), once=own)
+    try:
+        wait_until(lambda: len(met) >= 2, "the second met it twice")
+    finally:
+        stop()
+        gate.set()
+    assert len(set(met)) == 1
+    wait_until(lambda: ran == [True, False], "it runs")

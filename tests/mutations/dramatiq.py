@@ -167,8 +167,7 @@ DRAMATIQ_BREAKAGES = (
         "a-deferred-message-loses-its-ticket",
         "        message = proxy.copy(options={OPTION: envelope.to_header()})\n",
         "        message = proxy.copy(options={OPTION: None})\n",
-        "promises:on_overlap_defer_runs_the_same_message_later",
-        "promises:never_a_pile_one_runs_and_one_waits",
+        "findings:a_message_that_is_put_back_stays_in_the_unit_of_its_call",
     ),
     _in(
         DELIVERY,
