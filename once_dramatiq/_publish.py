@@ -69,12 +69,10 @@ def _enqueue_again(
     binding: Binding, send: Send, message: Message[Any], delay: int | None
 ) -> Message[Any] | None:
     """A message that this worker has in its hands is retried, or put back by other middleware."""
-    thread, delivery = binding.thread, binding.thread.delivery
-    envelope = binding.read(message)
+    delivery, envelope = binding.thread.delivery, binding.read(message)
     is_at_hand = delivery is not None and delivery.message_id == message.message_id
     if not is_at_hand and envelope is None:
         return None
-    thread.requeued = message.message_id
     if envelope is not None and (envelope.scope == OFF or envelope.duplicate_of):
         return send(message, delay=delay)  # nothing of it is in the record
     header, take_back = _announced(binding, message, (delay or 0) / 1000)

@@ -30,14 +30,12 @@ class ThreadState(threading.local):
         is_in_body: An actor runs in it.
         is_putting_back: A message is enqueued that is to go out as it is.
         delivery: The delivery that it works on.
-        requeued: Id of a message in its hands that somebody has enqueued again.
     """
 
     is_worker = False
     is_in_body = False
     is_putting_back = False
     delivery: Delivery | None = None
-    requeued = ""
     _sending = ""
 
     @property

@@ -195,12 +195,13 @@ class OnceMiddleware(Middleware):
         self._end(broker, message)
 
     def _end(self, broker: Broker, message: MessageProxy) -> None:
-        thread, binding = self._thread, self.binding(broker)
-        requeued, thread.requeued, thread.delivery = thread.requeued, "", None
+        self._thread.delivery = None
+        binding = self.binding(broker)
         delivery: Delivery | None = vars(message).get(_DELIVERY)
         if delivery is not None:
             delivery.acknowledge()
-        elif requeued != message.message_id and not binding.is_put_in_delay_queue(message):
+        elif not binding.is_put_in_delay_queue(message):
+            # what somebody has put back has a newer ticket, and is not meant by this
             self._withdraw(binding, message)
 
     def _withdraw(self, binding: Binding, message: MessageProxy) -> None:

@@ -568,3 +568,17 @@ def test_a_message_that_is_put_back_stays_in_the_unit_of_its_call(
         gate.set()
     assert len(set(met)) == 1
     wait_until(lambda: ran == [True, False], "it runs")
+
+
+def test_a_message_that_is_too_old_refuses_nobody_while_no_worker_looks_at_it(
+    broker: StubBroker,
+) -> None:
+    """It will not run any more from then on, wherever it is."""
+
+    @dramatiq.actor(broker=broker, once=True)
+    def late(unit: int) -> None: ...
+
+    late.send_with_options(args=(1,), max_age=500)
+    assert is_locked(late, 1)
+
+    wait_until(lambda: not is_locked(late, 1), "its unit is free", within=20)

@@ -121,10 +121,10 @@ DRAMATIQ_BREAKAGES = (
     ),
     _in(
         PUBLISH,
-        "a-step-is-lost-while-the-store-is-away",
-        "        own=own,\n        dispatched=dispatched,\n",
-        "        own=own,\n        dispatched=False,\n",
-        "composition:a_store_that_is_away_while_workers_dispatch_loses_nothing",
+        "a-step-is-lost-that-cannot-be-claimed",
+        "        if not dispatched:\n            raise\n",
+        "        if True:\n            raise\n",
+        "findings:a_bad_option_of_a_later_step_does_not_stop_its_pipeline",
     ),
     _in(
         PUBLISH,
@@ -203,7 +203,7 @@ DRAMATIQ_BREAKAGES = (
         "copies-of-a-lost-connection-run-again",
         "        if is_overdue or self._binding.consumers.have_lost_connection(self._queue):\n",
         "        if is_overdue:\n",
-        "crashes:copies_that_nobody_looks_at_until_the_bodies_have_ended",
+        "crashes:a_body_that_ends_before_the_worker_is_connected_again",
     ),
     _in(
         DELIVERY,
@@ -259,13 +259,6 @@ DRAMATIQ_BREAKAGES = (
     ),
     _in(
         MIDDLEWARE,
-        "what-others-put-back-is-withdrawn",
-        "requeued != message.message_id and not binding",
-        "not binding",
-        "out:a_message_that_other_middleware_puts_back",
-    ),
-    _in(
-        MIDDLEWARE,
         "an-actor-that-cannot-work-is-declared",
         "        self._or_translated(lambda: self.binding(broker).check(actor))\n",
         "",
@@ -276,8 +269,7 @@ DRAMATIQ_BREAKAGES = (
         "too-old-messages-wait-for-ever",
         "                if max_age:\n",
         "                if False:\n",
-        "out:a_message_that_is_too_old",
-        "out:a_message_that_was_old_when_it_was_sent",
+        "findings:a_message_that_is_too_old_refuses_nobody_while_no_worker_looks_at_it",
     ),
     _in(
         CONSUMERS,
