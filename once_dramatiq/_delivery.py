@@ -101,8 +101,9 @@ class Delivery:
             except Exception as error:  # such as a result backend that is away
                 self._give_up_start()
                 envelope = self._attempt.envelope if self._attempt else self._envelope
-                if envelope is None:
-                    raise
+                ttl = self._guard.options.ttl
+                if envelope is None or envelope.deferrals * LONGEST_DEFERRAL > ttl:
+                    raise  # waiting does not cure it
                 delay = deferral(envelope.deferrals + waits)
                 self._put_back(envelope, delay, f"it could not be ended: {error!r}", waits + 1)
             waits += 1
