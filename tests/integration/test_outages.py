@@ -286,6 +286,8 @@ def test_an_outage_is_one_error_in_the_log_and_its_end_one_line(
     scene.store.start()
     accepted(scene, "work", unit).get(timeout=30)
     wait_until(lambda: len(scene.runs()) == 5, "all have run", within=40)
+    wait_until(lambda: " store_recovered" in worker.log, "the worker tells that it is back")
+    log = worker.log  # before the next outage, which it tells again
     scene.store.kill()
     refused(scene, "once more")
 
@@ -296,8 +298,8 @@ def test_an_outage_is_one_error_in_the_log_and_its_end_one_line(
         "store_unavailable",
     ]
     assert [each.levelname for each in mine] == ["ERROR", "WARNING", "ERROR"]
-    assert worker.log.count("ERROR/") == worker.log.count(" store_unavailable") == 1
-    assert worker.log.count(" store_recovered") == 1
+    assert log.count("ERROR/") == log.count(" store_unavailable") == 1
+    assert log.count(" store_recovered") == 1
 
 
 def test_restarted_empty_a_running_lease_is_restored(
