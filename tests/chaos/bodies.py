@@ -53,7 +53,12 @@ def noted_body(
     try:
         yield
     finally:
-        ledger.note(path, "end", run=run, unit=unit)
+        try:
+            ledger.note(path, "end", run=run, unit=unit)
+        except BaseException:
+            # a cold shutdown signals twice: without this a body that has ended counts as alive
+            ledger.note(path, "end", run=run, unit=unit)
+            raise
 
 
 def note_events(path: str) -> None:
