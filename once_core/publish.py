@@ -98,6 +98,11 @@ class Publication(NamedTuple):
 
     @property
     def header(self) -> dict[str, object]:
+        """What has to travel with the message, as plain values."""
+        return self.envelope.to_header()
+
+    @property
+    def envelope(self) -> Envelope:
         """What has to travel with the message."""
         guard, given = self.guard, self.guard.options.given if self.call else {}
         is_duplicate = self.publish.is_duplicate
@@ -113,7 +118,7 @@ class Publication(NamedTuple):
             self.publish.holder_id if is_duplicate else "",
             shares=is_duplicate and guard.is_sharing,
             shared_ticket=self.claim.holder_ticket if self.claim and guard.is_sharing else 0,
-        ).to_header()
+        )
 
     def _travels(self, option: str) -> bool:
         is_shared = option == "on_duplicate" and self.guard.is_sharing

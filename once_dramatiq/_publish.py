@@ -75,7 +75,7 @@ def _enqueue_again(
         return None
     if envelope is not None and (envelope.scope == OFF or envelope.duplicate_of):
         return send(message, delay=delay)  # nothing of it is in the record
-    header, take_back = _announced(binding, message, (delay or 0) / 1000)
+    header, take_back = _announced(binding, message, envelope, (delay or 0) / 1000)
     if header is None:
         return send(message, delay=delay)
     header = header._replace(was_delayed=delay is not None, is_copy=False)
@@ -87,13 +87,13 @@ def _enqueue_again(
 
 
 def _announced(
-    binding: Binding, message: Message[Any], seconds: float
+    binding: Binding, message: Message[Any], envelope: Envelope | None, seconds: float
 ) -> tuple[Envelope | None, Callable[[], None]]:
     """Note a retry in the record; what it is to be sent with, and how to take that back.
 
     Nothing of ours may keep it from being sent: Dramatiq would acknowledge what it could not send.
     """
-    delivery, envelope = binding.thread.delivery, binding.read(message)
+    delivery = binding.thread.delivery
     try:
         if delivery is not None and delivery.message_id == message.message_id and delivery.is_open:
             return delivery.retry(seconds), delivery.take_back_retry
@@ -188,9 +188,7 @@ def _send(
     if publication.claim is not None and publication.is_replacing:
         # debounced, or no later than the burst may be delayed
         delay = round(publication.claim.delay * 1000) or None
-    header = publication.header
-    if delay is not None:
-        header["late"] = True
+    header = publication.envelope._replace(was_delayed=delay is not None).to_header()
     if is_ours:  # nobody else has it yet, and a copy costs as much as deriving the key
         message.options[OPTION] = header
     else:

@@ -145,9 +145,9 @@ class OnceMiddleware(Middleware):
         except errors.OnceError as error:
             if isinstance(ours := translated(error), MiddlewareError):
                 raise ours from error
-            raise GuardError(f"{message.actor_name} was not started: {error}") from error
+            raise _guard_error(message, error) from error
         except Exception as error:
-            raise GuardError(f"{message.actor_name} was not started: {error!r}") from error
+            raise _guard_error(message, error) from error
         thread.is_in_body = True
 
     def _delivery(self, broker: Broker, message: MessageProxy) -> Delivery | None:
@@ -232,3 +232,10 @@ class OnceMiddleware(Middleware):
             check()
         except errors.OnceError as error:
             raise translated(error) from error
+
+
+def _guard_error(message: MessageProxy, error: Exception) -> GuardError:
+    return GuardError(
+        f"{message.actor_name} was not started, for it cannot be guarded: {error!r}; it is retried "
+        "like any failure, so mend that before its retries are used up"
+    )

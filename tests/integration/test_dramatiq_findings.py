@@ -25,13 +25,15 @@ from dramatiq.middleware import (
     Retries,
     TimeLimit,
 )
+from dramatiq.middleware.time_limit import TimeLimitExceeded
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
+from once_core.attempt import Attempt
 from once_core.errors import ConfigurationError, StoreUnavailableError
 from once_core.events import Event, subscribe
 from once_core.store import Store
-from once_dramatiq import OnceMiddleware, is_locked
+from once_dramatiq import OnceMiddleware, holder, is_locked
 
 pytestmark = pytest.mark.lifecycle_dramatiq
 
@@ -132,12 +134,13 @@ def test_bodies_that_seed_random_keep_their_leases(
         random.seed(42)
         simulate.send(f"short-{unit}")
     wait_until(lambda: len(runs) == 9, "the others have run")
-    since = dict.fromkeys(("held",), runs.count("held"))
     simulate.send("held", True)
-    deadline = threading.Event()
-    deadline.wait(2.5)  # twice its lease, in which nothing may happen
+    wait_until(
+        lambda: (now := holder(simulate, "held", True)) is not None and now.age > 3,
+        "the first has outlived its lease of a second",
+    )
 
-    assert runs.count("held") == since["held"]
+    assert runs.count("held") == 1
     gate.set()
     wait_until(lambda: runs.count("held") == 2, "the second runs after it")
 
@@ -582,3 +585,29 @@ def test_a_message_that_is_too_old_refuses_nobody_while_no_worker_looks_at_it(
     assert is_locked(late, 1)
 
     wait_until(lambda: not is_locked(late, 1), "its unit is free", within=20)
+
+
+def test_a_time_limit_that_strikes_between_start_and_body_frees_the_unit(
+    broker: StubBroker, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message met its own attempt, whose lease was renewed as long as the process lived."""
+    ran, strikes = [], []
+    enter = Attempt.enter_body
+
+    def strike_once(self: Attempt) -> None:
+        enter(self)
+        if not strikes:
+            strikes.append(self)
+            raise TimeLimitExceeded
+
+    monkeypatch.setattr(Attempt, "enter_body", strike_once)
+
+    @dramatiq.actor(broker=broker, once=True)
+    def late(unit: int) -> None:
+        ran.append(unit)
+
+    work()
+    late.send(1)
+
+    wait_until(lambda: ran == [1], "it runs")
+    wait_until(lambda: not is_locked(late, 1), "its unit is free")

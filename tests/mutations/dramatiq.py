@@ -219,6 +219,13 @@ DRAMATIQ_BREAKAGES = (
         "        if False:\n",
         "promises:while_the_store_is_away_messages_are_deferred_or_run_as_they_were_told",
     ),
+    _in(
+        DELIVERY,
+        "a-start-that-is-given-up-keeps-its-lease",
+        "        if self._attempt is not None and self._attempt.is_running:\n",
+        "        if False:\n",
+        "findings:a_time_limit_that_strikes_between_start_and_body_frees_the_unit",
+    ),
     # Settling
     _in(
         SETTLE,
