@@ -10,7 +10,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from once_core import events, options
+from once_core import events, metrics, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -147,10 +147,25 @@ class Events(Table):
             yield [f"`{kind}`", logging.getLevelName(level), meanings[kind]]
 
 
+class Metrics(Table):
+    """All metrics: name, type, labels, what it counts, what it is for."""
+
+    def rows(self) -> Iterable[list[str]]:
+        """From `METRICS`."""
+        yield ["metric", "type", "labels", "what it counts", "look at it for"]
+        for metric in metrics.METRICS.values():
+            outcomes = f" ({', '.join(f'`{each}`' for each in metric.outcomes)})"
+            labels = [f"`{each}`" + outcomes * (each == "outcome") for each in metric.labels]
+            kind = "histogram" if metric.buckets else "counter"
+            name = f"`{metric.prometheus}`"
+            yield [name, kind, ", ".join(labels), metric.text, metric.use]
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file defines."""
     app.add_directive("once-options", Options)
     app.add_directive("once-scopes", Scopes)
     app.add_directive("once-events", Events)
+    app.add_directive("once-metrics", Metrics)
     # Before napoleon (priority 500), which reads sections and not fences.
     app.connect("autodoc-process-docstring", fences_to_code_blocks, priority=400)

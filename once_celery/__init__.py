@@ -11,7 +11,9 @@ from __future__ import annotations
 from once_celery.errors import StoreUnavailableError
 from once_celery.purging import Purged, purge
 from once_celery.task import OnceTask
+from once_core._lease import Lease, current_lease
 from once_core.errors import (
+    BulkPublishError,
     ConfigurationError,
     DuplicateTaskError,
     KeyDerivationError,
@@ -20,11 +22,11 @@ from once_core.errors import (
     OnceError,
     OverlapError,
 )
-from once_core.lease import Lease, current_lease
 from once_core.options import OnceOptions
 from once_core.publish import OncePublish
 
 __all__ = [
+    "BulkPublishError",
     "ConfigurationError",
     "DuplicateTaskError",
     "KeyDerivationError",

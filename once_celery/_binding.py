@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from once_celery._pydantic import validator
+from once_celery._replaced import REPLACED, option_of
 from once_celery._scheduled import Scheduled
 from once_core._client import is_cluster, make_client
+from once_core._diversion import is_bypassed
 from once_core.errors import ConfigurationError
 from once_core.guard import Guard
 from once_core.options import OPTIONS, OnceOptions, nearest
@@ -66,6 +68,8 @@ class Binding:
         Raises:
             ConfigurationError: Options that cannot be, or no lock store.
         """
+        if is_bypassed():
+            return None
         try:
             return self._guards[task]
         except KeyError:
@@ -85,7 +89,8 @@ class Binding:
         """
         conf = self._app.conf
         namespace = f"{(self._app.namespace or '').lower()}_"
-        found = {}
+        found: dict[str, object] = {}
+        others: dict[str, object] = {}
         # not `for setting in conf`, which takes a millisecond, for each task that is defined
         for setting in chain.from_iterable(conf.maps):
             if "once_" not in (lower := setting.lower()):
@@ -94,6 +99,9 @@ class Binding:
             if not name.startswith("once_"):
                 continue
             option = name.removeprefix("once_")
+            if option in REPLACED:
+                others.update(option_of(setting, option, conf.get(name, conf.get(setting))))
+                continue
             if option not in OPTIONS:
                 hint = (
                     _nearest(name) or f"; there are {', '.join(f'once_{one}' for one in OPTIONS)}"
@@ -104,7 +112,7 @@ class Binding:
             value = conf.get(name, _MISSING)
             if value is not _MISSING:
                 found[option] = value
-        return found
+        return {**others, **found}
 
     def store(self, options: OnceOptions) -> Store:
         """The lock store of a task: its own, the app's, or the Redis that Celery uses already.
@@ -190,7 +198,7 @@ def task_options(task: Task | type[Task]) -> Mapping[str, object] | None:
     Raises:
         ConfigurationError: For a ``once=`` that is no options, and switches that contradict it.
     """
-    once, name = task.once, task.name or ""
+    once, name = task.in_our_words(task.once), task.name or ""
     if once is False or name.startswith("celery."):
         return None
     if once is None or once is True:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from once_celery._binding import Binding
-from once_core.attempt import deferral
+from once_core.delays import deferral
 from once_core.envelope import HEADER, Envelope
 from once_core.events import emit
 
@@ -34,7 +34,9 @@ def longest_delay(task: Task) -> float:
     return Binding.of(task.app).given_out_again / 4
 
 
-def defer(task: Task, envelope: Envelope, delay: float, reason: str, waits: int) -> None:
+def defer(
+    task: Task, envelope: Envelope, delay: float, reason: str, waits: int, *, cause: str
+) -> None:
     """Put the running message back; returns, after a while, only if the broker is away as well.
 
     Same id, headers, arguments and retries.
@@ -45,6 +47,7 @@ def defer(task: Task, envelope: Envelope, delay: float, reason: str, waits: int)
         delay: Seconds after which it comes again.
         reason: Why, in words.
         waits: How often the broker was asked in vain; this process is all that has the message.
+        cause: What it waits for, in one word for counting.
 
     Raises:
         Ignore: It was put back.
@@ -58,6 +61,7 @@ def defer(task: Task, envelope: Envelope, delay: float, reason: str, waits: int)
             key=envelope.key,
             message_id=request.id,
             reason=reason,
+            cause=cause,
             delay=delay,
         )
 

@@ -21,13 +21,26 @@ from once_core.publish import OncePublish, Publication, claim
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["PENDING", "publish", "publish_unguarded"]
+__all__ = [
+    "PENDING",
+    "claimed_ahead",
+    "deliver",
+    "end_pending",
+    "is_awaited",
+    "publish",
+    "publish_unguarded",
+    "terms",
+    "with_call",
+]
 
 PENDING = "once_attempt"
 """Attribute of a request that came to its body: the attempt that waits for its result to be
 stored (`task_postrun`), or None."""
 
 Send = Callable[..., Any]
+
+claimed_ahead: dict[str, Publication] = {}
+"""By message id: claims of a group's members that are about to be sent."""
 
 
 def publish(
@@ -53,7 +66,7 @@ def publish(
         options: Everything else that `apply_async` was given.
     """
     attempt = current_attempt()
-    _end_pending(task, options, task_id)
+    end_pending(task, options, task_id)
     if task_id is not None and attempt is not None and attempt.message.id == task_id:
         if _is_retry(task, attempt, options) and _is_same_unit(task, guard, args, kwargs):
             return _send_retry(attempt, send, args, kwargs, task_id, options)
@@ -62,17 +75,68 @@ def publish(
     elif (envelope := _resent(task, task_id, options)) is not None:
         return _resend(guard, envelope, send, args, kwargs, options)
     own = task_id is not None and attempt is not None and attempt.message.id == task_id
-    expires = options.get("expires", getattr(task, "expires", None))
-    guard = guard.with_call(call)
-    if "on_duplicate" in call:
-        check_sharing(task, task.app, guard.options)
-    publication = _claim(
-        task, guard, args, kwargs, task_id, call, options, own=own, expires=expires
-    )
+    guard = with_call(task, guard, call)
+    try:
+        publication = _ahead(guard, args, kwargs, task_id)
+        if publication is None:
+            asked = terms(task, task_id, call, options, own=own)
+            publication = claim(guard, args, kwargs, task_id or uuid(), **asked)
+    except errors.StoreUnavailableError as error:
+        raise StoreUnavailableError.of(error) from error
     if publication.publish.is_duplicate and (own or options.get("retries")):
         # a retry in another unit of work, or what replaces the running attempt: its task counts
         # on it, so it is sent without a ticket
         publication = publication.unclaimed()
+    return deliver(task, publication, send, args, kwargs, task_id, options)
+
+
+def _ahead(guard: Guard, args: Any, kwargs: Any, task_id: str | None) -> Publication | None:
+    """The claim that the group of this call has made for it, if it is for these arguments."""
+    found = claimed_ahead.pop(task_id, None) if task_id and claimed_ahead else None
+    if found is None or found.key == guard.key(args, kwargs):
+        return found
+    found.failed()  # somebody has changed them on the way
+    return None
+
+
+def with_call(task: Task, guard: Guard, call: Mapping[str, object]) -> Guard:
+    """The guard of calls that have these options."""
+    guard = guard.with_call(call)
+    if "on_duplicate" in call:
+        check_sharing(task, task.app, guard.options)
+    return guard
+
+
+def terms(
+    task: Task,
+    task_id: str | None,
+    call: Mapping[str, object],
+    options: Mapping[str, Any],
+    *,
+    own: bool = False,
+) -> dict[str, Any]:
+    """What a claim takes besides guard, arguments and message id."""
+    expires = options.get("expires", getattr(task, "expires", None))
+    return {
+        "call": call,
+        "delay": _delay(options),
+        "expires": _seconds_until(expires),
+        "own": own,
+        "retries": options.get("retries") or 0,
+        "dispatched": _is_dispatched_by_worker(task, options, task_id),
+    }
+
+
+def deliver(
+    task: Task,
+    publication: Publication,
+    send: Send,
+    args: Any,
+    kwargs: Any,
+    task_id: str | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """Send a call that has its claim, or answer one that was refused."""
     if not publication.publish.is_duplicate:
         return _send(publication, send, args, kwargs, options)
     return _refuse(task, publication, send, args, kwargs, task_id, options)
@@ -88,7 +152,7 @@ def publish_unguarded(
     return _handle(result, OncePublish("off", is_duplicate=False, holder_id=task_id))
 
 
-def _end_pending(task: Task, options: Mapping[str, Any], task_id: str | None) -> None:
+def end_pending(task: Task, options: Mapping[str, Any], task_id: str | None) -> None:
     """A call from `on_success` or `after_return`: the result is stored, so its run is over.
 
     Not so for the dispatch of callbacks and chain steps, which come before the result.
@@ -162,35 +226,6 @@ def _send_retry(
     )
 
 
-def _claim(
-    task: Task,
-    guard: Guard,
-    args: Any,
-    kwargs: Any,
-    task_id: str | None,
-    call: Mapping[str, object],
-    options: Mapping[str, Any],
-    *,
-    own: bool,
-    expires: object,
-) -> Publication:
-    try:
-        return claim(
-            guard,
-            args,
-            kwargs,
-            task_id or uuid(),
-            call=call,
-            delay=_delay(options),
-            expires=_seconds_until(expires),
-            own=own,
-            retries=options.get("retries") or 0,
-            dispatched=_is_dispatched_by_worker(task, options, task_id),
-        )
-    except errors.StoreUnavailableError as error:
-        raise StoreUnavailableError.of(error) from error
-
-
 def _send(
     publication: Publication,
     send: Send,
@@ -231,7 +266,7 @@ def _refuse(
         _is_dispatch(options, task_id) or (is_in_worker and task_id)
     ):
         raise publication.error()
-    if not (task_id or _is_awaited(options)):
+    if not (task_id or is_awaited(options)):
         return _handle(task.AsyncResult(told.holder_id), told)
     sending = _with_header(options, publication.header)
     result = send(args, kwargs, task_id=publication.message_id, **sending)
@@ -254,7 +289,8 @@ def _is_dispatch(options: Mapping[str, Any], task_id: str | None) -> bool:
     return is_part or any(options.get(name) for name in ("parent_id", "group_id", "chord"))
 
 
-def _is_awaited(options: Mapping[str, Any]) -> bool:
+def is_awaited(options: Mapping[str, Any]) -> bool:
+    """Whether somebody counts on the id of this very message."""
     names = ("link", "link_error", "chain", "chord", "group_id")
     return any(options.get(name) for name in names)
 

@@ -11,10 +11,10 @@ from once_celery._binding import Binding
 from once_celery._defer import defer, longest_delay
 from once_celery._publish import PENDING
 from once_celery._settle import count_in_chord, has_ended, settle, share
-from once_core.attempt import Attempt, delay_after
+from once_core.attempt import Attempt, deferral_cause
+from once_core.delays import delay_after
 from once_core.envelope import HEADER, OFF, Envelope
 from once_core.errors import StoreUnavailableError
-from once_core.events import emit
 from once_core.guard import Guard
 from once_core.protocol import Message, Outcome, Start
 
@@ -69,7 +69,7 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
         try:
             answer, reason = _start(attempt)
             if answer is None and guard.options.on_store_error == "run":
-                emit("unguarded", task=task.name, key=key, message_id=message.id, reason=reason)
+                attempt.tell("unguarded", reason, cause="start")
                 return body()
             if answer is not None and answer.status == "started":
                 # the record knows nothing of it: it was started before, and perhaps it ended
@@ -77,7 +77,7 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
                 if not (is_late and has_ended(task, message)):
                     return _execute(request, attempt, body)
                 _end(request, attempt, "interrupted")
-                count_in_chord(task)
+                count_in_chord(task, attempt.envelope)
                 answer = answer._replace(status="repeated")
         finally:
             if attempt.is_running:
@@ -87,7 +87,8 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
             return _end_without_run(task, attempt, answer)
         delay = delay_after(answer, attempt.envelope.deferrals + waits, longest_delay(task))
         waits += 1
-        defer(task, attempt.envelope._replace(is_copy=is_copy), delay, reason, waits)
+        envelope = attempt.envelope._replace(is_copy=is_copy)
+        defer(task, envelope, delay, reason, waits, cause=deferral_cause(answer))
 
 
 def _start(attempt: Attempt) -> tuple[Start | None, str]:
@@ -137,13 +138,13 @@ def _end_without_run(task: Task, attempt: Attempt, answer: Start) -> object:
     if answer.status == "duplicate" or (answer.status == "superseded" and guard.is_sharing):
         envelope = attempt.envelope._replace(duplicate_of=answer.holder_id, shares=guard.is_sharing)
         return _end_duplicate(task, guard, envelope)
-    return settle(task, guard, answer.status, answer.holder_id, attempt.key)
+    return settle(task, guard, answer.status, answer.holder_id, attempt.envelope)
 
 
 def _end_duplicate(task: Task, guard: Guard, envelope: Envelope) -> object:
     if envelope.shares:
         return share(task, guard, envelope)
-    return settle(task, guard, "settled", envelope.duplicate_of, envelope.key)
+    return settle(task, guard, "settled", envelope.duplicate_of, envelope)
 
 
 def _is_copy(request: Any, envelope: Envelope | None) -> bool:

@@ -47,21 +47,50 @@ def has_ended(task: Task, message: Message) -> bool:
     return aware.timestamp() >= abs(message.ticket) / 1e6 - CLOCKS_APART
 
 
-def count_in_chord(task: Task) -> None:
+def count_in_chord(task: Task, envelope: Envelope) -> None:
     """Count a member of a chord whose result is there: its worker may have died before it did.
 
     Only where counting twice is counting once: Redis keeps the members of a chord in a set.
+
+    Args:
+        task: With the request of the delivery.
+        envelope: Of the message.
+
+    Raises:
+        Ignore: The message was put back, to look again whether the chord went on.
     """
     request = task.request
     if not (request.chord and getattr(task.backend, "_chord_zset", False)):
         return
     body = maybe_signature(request.chord, app=task.app)
-    result = _result(task, request.id)
-    if result is not None and not (body.id and _result(task, body.id)):
+    looks = 0
+    while True:
+        result = _result(task, request.id)
+        if result is None or (body.id and _result(task, body.id)):
+            return
         task.backend.on_chord_part_return(request, result.state, result.result)
+        left = _claimed_for(task.backend, request.group)
+        if not left:
+            return
+        looks += 1
+        reason = "another worker sends the last task of its chord, or has died in the middle of it"
+        delay = min(left, longest_delay(task))
+        defer(task, envelope._replace(is_copy=True), delay, reason, looks, cause="result")
 
 
-def settle(task: Task, guard: Guard, kind: str, holder_id: str, key: str) -> object:
+def _claimed_for(backend: Any, group: str) -> float:
+    """Seconds for which a worker has the last task of a chord to itself; 0 if none has, or did.
+
+    Since Celery 5.7 whoever counts the last member claims the chord, and nobody else sends its
+    last task until that claim is over: a copy that comes sooner would be the last to look.
+    """
+    key, client = backend.get_key_for_group(group, ".c"), backend.client
+    if client.get(key) in (None, b"done", "done"):
+        return 0.0
+    return max(0.0, float(client.pttl(key)) / 1000)
+
+
+def settle(task: Task, guard: Guard, kind: str, holder_id: str, envelope: Envelope) -> object:
     """End it with the value that stands for "somebody else did it".
 
     Args:
@@ -69,27 +98,27 @@ def settle(task: Task, guard: Guard, kind: str, holder_id: str, key: str) -> obj
         guard: Of the task, with the options of the call.
         kind: ``"settled"`` (a duplicate), ``"superseded"`` or ``"skipped"``.
         holder_id: Message id of the one that runs instead.
-        key: Key of the unit of work.
+        envelope: Of the message.
 
     Raises:
         Ignore: A result is there already, and is not overwritten.
     """
     request = task.request
+    refuse_to_overwrite(task, envelope)
     if kind != "skipped":  # that one is told where it is found out
         is_dead = kind == "superseded"
         emit(
             kind,
             task=task.name,
-            key=key,
+            key=envelope.key,
             message_id=request.id,
             holder_id=holder_id,
             reason="a newer message or a copy of it runs" if is_dead else "duplicate",
         )
-    refuse_to_overwrite(task)
     return guard.options.return_on_duplicate
 
 
-def refuse_to_overwrite(task: Task) -> None:
+def refuse_to_overwrite(task: Task, envelope: Envelope) -> None:
     """Leave a message alone whose result is there.
 
     Raises:
@@ -97,7 +126,7 @@ def refuse_to_overwrite(task: Task) -> None:
     """
     request = task.request
     if not request.ignore_result and _result(task, request.id) is not None:
-        count_in_chord(task)
+        count_in_chord(task, envelope)
         raise Ignore("its result is there already")
 
 
@@ -118,7 +147,7 @@ def share(task: Task, guard: Guard, envelope: Envelope) -> object:
         Ignore: A result is there already, or the message was put back.
     """
     looks = 0
-    refuse_to_overwrite(task)
+    refuse_to_overwrite(task, envelope)
     search = Search(guard, envelope, longest_delay(task))
     while True:
         result = _result(task, search.envelope.duplicate_of)
@@ -127,7 +156,7 @@ def share(task: Task, guard: Guard, envelope: Envelope) -> object:
         delay = search.look(looks)
         looks += 1
         reason = f"waits for the result of {search.envelope.duplicate_of}"
-        defer(task, search.envelope, delay, reason, looks)
+        defer(task, search.envelope, delay, reason, looks, cause="result")
 
 
 def _end_with(task: Task, envelope: Envelope, result: Any) -> object:

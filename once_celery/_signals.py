@@ -6,6 +6,7 @@ lease or its healing would; nothing is lost without them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from threading import Timer
 from typing import Any
 
@@ -15,12 +16,14 @@ from celery import signals
 from once_celery._binding import Binding
 from once_celery._publish import PENDING
 from once_celery._run import read_envelope
-from once_core import protocol
+from once_core import protocol, stream
+from once_core.checkup import warn_at_start
 from once_core.errors import OnceError
 from once_core.events import emit, logger
 from once_core.guard import Guard
 from once_core.lost import reap, withdraw
 from once_core.protocol import Message
+from once_core.store import Store
 
 __all__ = ["connect"]
 
@@ -35,9 +38,30 @@ def connect() -> None:
         (signals.task_received, _on_received),
         (signals.task_revoked, _on_revoked),
         (signals.task_failure, _on_failure),
+        (signals.worker_ready, _on_ready),
+        (signals.worker_process_shutdown, _on_child_end),
     ):
         name = f"once.{receiver.__name__}"
         signal.connect(receiver, weak=False, dispatch_uid=name)
+
+
+def _on_child_end(**_: object) -> None:
+    """A pool's child ends by itself, and no `atexit` of its runs."""
+    stream.flush()
+
+
+def _on_ready(sender: Any = None, **_: object) -> None:
+    """The worker takes messages: once in its main process, whatever its pool."""
+    app = getattr(sender, "app", None)
+    if app is not None:
+        warn_at_start(lambda: _stores(app))
+
+
+def _stores(app: Any) -> Iterator[Store]:
+    for task in list(app.tasks.values()):
+        guard = _guard_of(task)
+        if guard is not None:
+            yield guard.store
 
 
 def _guard_of(task: Any) -> Guard | None:

@@ -5,6 +5,7 @@ Found by Celery through the entry point group ``celery.commands``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -15,6 +16,8 @@ from celery.bin.base import (
     handle_preload_options,
 )
 
+from once_celery.checkup import findings
+from once_celery.inventory import guards_of, queued_for
 from once_celery.purging import purge
 
 __all__ = ["once"]
@@ -65,3 +68,45 @@ def purge_command(
             "heal_after seconds, or as long again as they had waited."
         )
         context.exit(1)
+
+
+def _forward(name: str, about: str) -> None:
+    """The commands of ``once`` that are not Celery's own, for the app that ``-A`` names."""
+
+    @once.command(
+        name,
+        help=about,
+        add_help_option=False,  # its own parser has one
+        context_settings={
+            "ignore_unknown_options": True,
+            "allow_extra_args": True,
+            "allow_interspersed_args": False,  # what comes after the first word is not click's
+        },
+    )
+    @click.pass_context
+    def command(context: Any) -> None:
+        from once_core.__main__ import main
+        from once_core.cli.program import Program
+
+        app = context.obj.app
+        guards = dict(guards_of(app))
+        program = Program(
+            app.main or "the app",
+            guards,
+            checks=[partial(findings, app)],
+            backlogs=[partial(queued_for, app)],
+        )
+        context.exit(main([name, *context.args], program))
+
+
+for _name, _about in (
+    ("explain", "Say whether a call would be sent and run now, and if not, why."),
+    ("ls", "List what is held, the oldest first."),
+    ("show", "Show one unit of work: who holds it, its record."),
+    ("release", "Free a unit of work whose holder you know to be gone."),
+    ("doctor", "Look for what will hurt, before it does."),
+    ("stats", "Count what is held, by task and state."),
+    ("watch", "Print what is decided, as it is decided."),
+    ("web", "Serve the dashboard: what is held, by a browser."),
+):
+    _forward(_name, _about)

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from once_celery._binding import Binding
+from once_celery._queues import count
 from once_core import protocol
 from once_core.envelope import HEADER, OFF, Envelope
-from once_core.errors import OnceError, StoreUnavailableError
-from once_core.events import emit
+from once_core.errors import OnceError
 from once_core.options import OnceOptions
-from once_core.protocol import Step
-from once_core.store import Store
+from once_core.purging import Purged, Withdrawal, free_all
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["Purged", "purge"]
-
-BATCH = 100
-"""Messages between two round trips to the lock store."""
-
-
-class Purged(NamedTuple):
-    """What a purge did.
-
-    Attributes:
-        messages: How many messages were taken from the queues.
-        released: How many units of work do not wait any more.
-        left: How many could not be released, for the store is away; they heal (``heal_after``).
-    """
-
-    messages: int
-    released: int
-    left: int
 
 
 def purge(app: Celery, queues: Iterable[str] | None = None) -> Purged:
@@ -68,33 +50,9 @@ def purge(app: Celery, queues: Iterable[str] | None = None) -> Purged:
         False
     """
     names = sorted(queues) if queues is not None else sorted(app.amqp.queues.keys())
-    count, freed, left = 0, set[str](), set[str]()
     with app.connection_for_write() as connection:
         messages = _taken(connection, names, app.conf.accept_content)
-        while batch := list(islice(messages, BATCH)):
-            found = [each for message in batch if (each := _withdrawal(app, message)) is not None]
-            answers = [
-                answer
-                for store in {store for store, _, _ in found}
-                for answer in _withdraw(store, [each for each in found if each[0] is store])
-            ]
-            freed.update(key for key, answer in answers if answer == "withdrawn")
-            left.update(key for key, answer in answers if answer == "unknown")
-            count += len(batch)
-    return Purged(count, len(freed), len(left - freed))
-
-
-def _withdraw(store: Store, found: Sequence[tuple[Store, str, Step[str]]]) -> list[tuple[str, str]]:
-    """Say of messages of one store that they will not run; ``"unknown"`` while it is away."""
-    steps = [step for _, _, step in found]
-    answers = [
-        "unknown" if isinstance(answer, StoreUnavailableError) else answer
-        for answer in store.run_many(steps)
-    ]
-    for (_, task, step), answer in zip(found, answers, strict=True):
-        if answer == "withdrawn":
-            emit("withdrawn", task=task, key=step.key, reason="its queue was purged")
-    return [(step.key, answer) for step, answer in zip(steps, answers, strict=True)]
+        return free_all(messages, partial(_withdrawal, app))
 
 
 def _taken(connection: Any, names: Iterable[str], accept: Any) -> Iterator[Any]:
@@ -103,7 +61,7 @@ def _taken(connection: Any, names: Iterable[str], accept: Any) -> Iterator[Any]:
         with connection.channel() as channel:  # of its own: an error closes it
             queue: Any = Queue(name, channel=channel)  # type: ignore[no-untyped-call]  # kombu's own
             try:
-                for _ in range(queue.queue_declare(passive=True).message_count):
+                for _ in range(count(channel, name)):
                     try:
                         message = queue.get(no_ack=True, accept=accept)
                     except KombuError:
@@ -115,7 +73,7 @@ def _taken(connection: Any, names: Iterable[str], accept: Any) -> Iterator[Any]:
                 continue  # there is no such queue: Redis forgets an empty one
 
 
-def _withdrawal(app: Celery, message: Any) -> tuple[Store, str, Step[str]] | None:
+def _withdrawal(app: Celery, message: Any) -> Withdrawal | None:
     """The step that says of a message that it will not run, or None where nothing waits."""
     headers = message.headers or {}
     name, message_id = str(headers.get("task", "")), str(headers.get("id", ""))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
 
-from once_celery import _defer, _publish, _run, _signals
+from once_celery import _defer, _groups, _many, _publish, _run, _signals
 from once_celery._binding import Binding, check
 from once_celery._publish import PENDING
 from once_celery.errors import StoreUnavailableError
 from once_core import errors
+from once_core._diversion import is_bypassed
+from once_core.bulk import Call
 from once_core.errors import ConfigurationError
 from once_core.events import logger
 from once_core.guard import Guard, Holder
@@ -86,6 +88,12 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
         check(cls, app)
         _warn_of_lost_context(cls, app)
         _signals.connect()
+        _groups.connect()
+
+    @classmethod
+    def in_our_words(cls, once: Once) -> Once:
+        """The options of the task; `once_celery.compat` has those of other libraries here."""
+        return once
 
     def apply_async(
         self,
@@ -121,7 +129,7 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             options.update(zip(names, other, strict=False))
         app = self.app
         guard = Binding.of(app).guard(self)
-        if guard is None and once:
+        if guard is None and once and not is_bypassed():
             raise self._not_guarded(f"once={once!r} at a call")
         if guard is None or app.conf.task_always_eager:
             if guard is not None and once:
@@ -136,6 +144,57 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             # Celery's own check, before the claim: a call that cannot be sent takes nothing
             self.__header__(*args, **kwargs)
         return _publish.publish(self, guard, send, args, kwargs, task_id, _given(once), options)
+
+    def delay_many(self, calls: Iterable[Call]) -> list[AsyncResult]:
+        """Send many calls; see `apply_async_many`.
+
+        Args:
+            calls: Arguments of each call: ``(args, kwargs)``.
+        """
+        return self.apply_async_many(calls)
+
+    def apply_async_many(
+        self, calls: Iterable[Call], *, once: Once = None, **options: Any
+    ) -> list[AsyncResult]:
+        """Send many calls, and pay for the locks of 500 with one round trip.
+
+        Each is sent or refused as by `apply_async`; of equal calls the first is sent. Messages go
+        out one after the other over one connection. If the broker goes away in the middle, no
+        further call is tried.
+
+        Args:
+            calls: Arguments of each call: ``(args, kwargs)``.
+            once: Options for these calls.
+            options: What `apply_async` takes, for all of them; no ``task_id``.
+
+        Returns:
+            The handles, in the order of the calls.
+
+        Raises:
+            BulkPublishError: Some calls were not sent. Its ``results`` has the handle or the error
+                of each; nothing of those that were not sent is left claimed.
+            Exception: Nothing was sent, and for one reason: as `apply_async` raises it.
+
+        Example:
+            >>> from celery import Celery
+            >>> app = Celery("shop", broker="memory://", set_as_current=False)
+            >>> app.conf.once_url = "memory://many-example"
+            >>> @app.task(base=OnceTask)
+            ... def sync_order(order_id): ...
+            >>> handles = sync_order.delay_many([((1,), {}), ((2,), {}), ((1,), {})])
+            >>> [handle.once.state for handle in handles]
+            ['claimed', 'claimed', 'waiting']
+        """
+        plain = partial(self.apply_async, once=once)
+        if not self._is_claimed_here(once):
+            return _many.apply_async_many(self, plain, calls, None, options)
+        return _many.apply_async_many(self, super().apply_async, calls, _given(once), options)
+
+    def _is_claimed_here(self, once: Once) -> bool:
+        """Whether calls need a claim, and `apply_async` is ours and does nothing besides."""
+        is_ours = getattr(self.apply_async, "__func__", None) is OnceTask.apply_async
+        is_bare = once is False or is_bypassed() or self.app.conf.task_always_eager
+        return is_ours and not is_bare and Binding.of(self.app).guard(self) is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: under guard in a worker, plainly when called directly or eagerly."""
@@ -170,7 +229,7 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             StoreUnavailableError: When nobody can say.
         """
         try:
-            return self._guard().holder(args, kwargs)
+            return self.once_guard().holder(args, kwargs)
         except errors.StoreUnavailableError as error:
             raise StoreUnavailableError.of(error) from error
 
@@ -187,11 +246,16 @@ class OnceTask(Task):  # type: ignore[misc]  # Celery has no types
             StoreUnavailableError: When the store is away.
         """
         try:
-            return self._guard().release(args, kwargs)
+            return self.once_guard().release(args, kwargs)
         except errors.StoreUnavailableError as error:
             raise StoreUnavailableError.of(error) from error
 
-    def _guard(self) -> Guard:
+    def once_guard(self) -> Guard:
+        """What once knows of this task.
+
+        Raises:
+            ConfigurationError: It is not under guard.
+        """
         guard = Binding.of(self.app).guard(self)
         if guard is None:
             raise self._not_guarded("asking for its lock")
@@ -237,6 +301,8 @@ def _warn_of_lost_context(task: type[Task], app: Celery) -> None:
     Once for an app and a class, not for each task. That class is looked at only where Celery has
     made it already, which it has when it binds all tasks: making it here would come back to us.
     """
+    if any("__call__" in vars(each) for each in task.__mro__[: task.__mro__.index(OnceTask)]):
+        return  # it knows what it does
     default = vars(app).get("Task")
     warned: set[type] = vars(app).setdefault("_once_lost_contexts", set())
     for each in default.__mro__ if default is not None else ():

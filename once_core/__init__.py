@@ -5,8 +5,10 @@ Imports neither of them.
 
 from __future__ import annotations
 
+from once_core._lease import Lease, current_lease
 from once_core.configuration import configure
 from once_core.errors import (
+    BulkPublishError,
     ConfigurationError,
     DuplicateTaskError,
     KeyDerivationError,
@@ -17,13 +19,15 @@ from once_core.errors import (
     StoreUnavailableError,
 )
 from once_core.events import Event, subscribe
+from once_core.functions import once
 from once_core.guard import Guard, Holder
-from once_core.lease import Lease, current_lease
+from once_core.leasing import LeaseBlock, lease
 from once_core.options import OnceOptions
 from once_core.publish import OncePublish
 from once_core.store import Store
 
 __all__ = [
+    "BulkPublishError",
     "ConfigurationError",
     "DuplicateTaskError",
     "Event",
@@ -31,6 +35,7 @@ __all__ = [
     "Holder",
     "KeyDerivationError",
     "Lease",
+    "LeaseBlock",
     "LeaseLostError",
     "LeaseTimeoutError",
     "OnceError",
@@ -41,6 +46,8 @@ __all__ = [
     "StoreUnavailableError",
     "configure",
     "current_lease",
+    "lease",
+    "once",
     "subscribe",
 ]
 

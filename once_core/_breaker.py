@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import redis
 
 from once_core._clock import elapsed
@@ -21,6 +23,9 @@ OPEN_FOR = 1.0
 
 LONGEST_REASON = 300
 """Characters; some errors of redis-py show a whole client."""
+
+_REFUSED = re.compile("^NoPermissionError|ACL failure in script|executing the script can't run")
+"""What servers say against a command in a script has no kind of its own."""
 
 
 class Breaker:
@@ -55,6 +60,10 @@ class Breaker:
             raise self._error(f"{reason}; not asked again for a second")
         self._open_until = now + OPEN_FOR  # this caller asks; the others go on being told
 
+    def ask_again(self) -> None:
+        """The next step is sent, whatever has failed just now."""
+        self._in_a_row = 0
+
     def succeeded(self, step: str) -> None:
         """A step was answered."""
         self._in_a_row = 0
@@ -80,9 +89,12 @@ class Breaker:
         return unavailable
 
     def _error(self, reason: str) -> StoreUnavailableError:
+        todo = "check that it runs and can be reached"
+        if _REFUSED.search(reason):
+            todo = "`once doctor --acl` prints what its user has to be allowed"
         return StoreUnavailableError(
-            f"the lock store at {self._place} is not available ({reason}); check that it runs and "
-            'can be reached, or set on_store_error="run" to go on without the lock',
+            f"the lock store at {self._place} is not available ({reason}); {todo}, "
+            'or set on_store_error="run" to go on without the lock',
             url=self._place,
             reason=reason,
         )

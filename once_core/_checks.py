@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
+MOST_SLOTS = 1000
+"""Attempts at once: a record lists them all, and every step reads it."""
+
 LONGEST = 1e10
 """Seconds, some 300 years: Redis counts milliseconds in 64 bits, Lua exactly in 53."""
 
-__all__ = ["anything", "contradictions", "one_of", "prefix", "preview", "seconds", "secret", "text"]
+__all__ = [
+    "anything",
+    "contradictions",
+    "one_of",
+    "prefix",
+    "preview",
+    "seconds",
+    "secret",
+    "text",
+    "whole",
+]
 
 _ELSEWHERE = {
     "until_executing": "queued",
@@ -51,6 +64,17 @@ def seconds(*, least: float = 0.0, optional: bool = False) -> Callable[[object],
         if not least <= value <= LONGEST or not value:  # NaN is neither
             raise ValueError(f"seconds, finite and {words}")
         return float(value)
+
+    return check
+
+
+def whole(*, least: int, most: int) -> Callable[[object], object]:
+    """A check for a whole number."""
+
+    def check(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return value
 
     return check
 
@@ -121,6 +145,10 @@ def contradictions(
         ),
         "on_overlap": (
             values["on_overlap"] != "defer" and not running,
+            f"never applies with scope={scope!r}: runs may overlap",
+        ),
+        "limit": (
+            values["limit"] != 1 and not running,
             f"never applies with scope={scope!r}: runs may overlap",
         ),
         "debounce": (

@@ -6,6 +6,7 @@ server (measured with redis-py 8.1).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -32,6 +33,7 @@ __all__ = [
     "make_async_client",
     "make_client",
     "masked",
+    "sentinels_of",
 ]
 
 Client = redis.Redis | redis.RedisCluster
@@ -86,24 +88,38 @@ class Like(NamedTuple):
 
     def make(self) -> redis.Redis:
         """A client with our time-outs and without retries."""
-        theirs = self.client.connection_pool
-        settings = {
-            name: value
-            for name, value in theirs.connection_kwargs.items()
-            if name in _CARRIED or name.startswith("ssl")
-        }
         pool = redis.ConnectionPool(
-            connection_class=theirs.connection_class,
-            **{**settings, **_PLAIN, **_timeouts(), "retry": Retry(NoBackoff(), 0)},
+            connection_class=self.client.connection_pool.connection_class,
+            **{**self._settings, "retry": Retry(NoBackoff(), 0)},
         )
         return redis.Redis(connection_pool=pool)
+
+    def make_async(self) -> redis.asyncio.Redis:
+        """The same for asyncio."""
+        kind = self.client.connection_pool.connection_class.__name__
+        pool = redis.asyncio.ConnectionPool(
+            connection_class=getattr(redis.asyncio, kind),
+            **{**self._settings, "retry": AsyncRetry(NoBackoff(), 0)},
+        )
+        return redis.asyncio.Redis(connection_pool=pool)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        theirs = self.client.connection_pool.connection_kwargs
+        where = {
+            name: value
+            for name, value in theirs.items()
+            if name in _CARRIED or name.startswith("ssl")
+        }
+        return {**where, **_PLAIN, **_timeouts()}
 
 
 _CARRIED = frozenset({"host", "port", "path", "db", "username", "password", "credential_provider"})
 """Settings that say where a client's server is, and who asks; how it is asked is ours to say."""
 
-_PLAIN: Mapping[str, object] = {"protocol": 2}
-"""Of connections that `_line` reads: with RESP 3 servers may send what nobody has asked for."""
+_PLAIN: Mapping[str, object] = {"protocol": 2, "max_connections": 2**31}
+"""Of connections that `_line` reads: with RESP 3 servers may send what nobody has asked for. As
+many as threads and tasks ask at once: redis-py 8 would refuse the hundred and first."""
 
 
 def is_cluster(url: str) -> bool:
@@ -119,6 +135,8 @@ def masked(url: str) -> str:
         'redis://***@cache:6379/0'
     """
     scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
     credentials, at, host = rest.rpartition("@")
     path = host.partition("?")[0]
     if "?" in credentials:
@@ -149,6 +167,13 @@ def make_async_client(url: str) -> AsyncClient:
     return cast("AsyncClient", _connected(url, redis.asyncio, AsyncSentinel, settings))
 
 
+def sentinels_of(client: AsyncClient) -> list[redis.asyncio.Redis]:
+    """The clients with which a client of Sentinel's asks who is primary: it never closes them."""
+    pool = getattr(client, "connection_pool", None)
+    manager = getattr(pool, "sentinel_manager", None)
+    return list(manager.sentinels) if manager is not None else []
+
+
 def _timeouts() -> dict[str, object]:
     return {"socket_timeout": READ_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
 
@@ -159,21 +184,48 @@ def _scheme(url: str) -> str:
     Raises:
         ConfigurationError: Otherwise.
     """
-    if "@" in url.partition("?")[0].partition("://")[2] and "@" not in urlsplit(url).netloc:
+    if _is_torn(url):
         raise ConfigurationError(
             f"the lock store's URL {masked(url)!r} has a password with a character that means "
             "something in URLs; write it as urllib.parse.quote(password, safe='') gives it",
             option="url",
         )
     scheme = urlsplit(url).scheme
-    if scheme not in _SCHEMES:
+    # redis-py's async client takes redis:/…, and looks for a server on this machine
+    if scheme not in _SCHEMES or not url.lower().startswith(f"{scheme}://"):
         known = "\n  ".join(_SCHEMES.values())
+        shown = urlsplit(masked(url)).scheme  # what comes before a colon may be a user
         raise ConfigurationError(
-            f"the lock store's URL {masked(url)!r} has the scheme {scheme!r}, which is none of\n"
+            f"the lock store's URL {masked(url)!r} has the scheme {shown!r}, which is none of\n"
             f"  {known}\nSet once_url (Celery) or ONCE_URL to one of these",
             option="url",
         )
     return scheme
+
+
+_PLACE = re.compile(r"(\[.*\]|[^:]+)(:\w*)?")
+"""A host, and its port."""
+
+
+def _is_torn(url: str) -> bool:
+    """Whether a password ends in the wrong part of the URL, and would be shown as another.
+
+    Raises:
+        ConfigurationError: It is no URL at all.
+    """
+    try:
+        place = urlsplit(url).netloc
+    except ValueError as error:  # which may show all of it
+        if "@" in url:
+            return True
+        raise ConfigurationError(
+            f"the lock store's URL {masked(url)!r} cannot be used: {error}", option="url"
+        ) from None
+    if "@" in place or "@" not in url:
+        return False
+    before, _, _ = url.partition("://")[2].partition("?")
+    # behind the ? an option may have an @, but then a host and nothing else stands before it
+    return "@" in before or not all(map(_PLACE.fullmatch, place.split(",") if place else ()))
 
 
 def _connected(
@@ -185,7 +237,7 @@ def _connected(
     if is_cluster(url):
         return _from_cluster(url, module, settings)
     try:
-        client = module.Redis.from_url(url, **{**_PLAIN, **settings})
+        client = module.Redis.from_url(url, **{**_PLAIN, **settings, **_verifying(url)})
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # connects to nobody; refuses options
     except (ValueError, TypeError) as error:
@@ -193,6 +245,13 @@ def _connected(
             f"the lock store's URL {masked(url)!r} cannot be used: {error}", option="url"
         ) from None
     return client
+
+
+def _verifying(url: str) -> dict[str, object]:
+    """redis-py 5 takes a certificate that is good for any other host, unless it is told."""
+    wants_none = dict(parse_qsl(urlsplit(url).query)).get("ssl_cert_reqs") == "none"
+    is_tls = urlsplit(url).scheme.startswith("rediss")
+    return {"ssl_check_hostname": True} if is_tls and not wants_none else {}
 
 
 def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
@@ -251,19 +310,20 @@ def _from_sentinel(
     return group.master_for(
         service,
         db=int("".join(database) or 0),
-        **{**settings, **_credentials(url), **extra},
+        **{**_PLAIN, **settings, **_credentials(url), **extra},
     )
 
 
 def _from_cluster(url: str, module: ModuleType, settings: Mapping[str, object]) -> object:
     cluster = __import__(f"{module.__name__}.cluster", fromlist=["ClusterNode"])
     nodes = [cluster.ClusterNode(host, port) for host, port in _hosts(url, 6379)]
-    extra = {**settings, **_credentials(url), **_query(url)}
+    extra = {**_PLAIN, **settings, **_credentials(url), **_query(url)}
+    extra.setdefault("require_full_coverage", False)  # the nodes decide; redis-py 8 would not ask
     if _scheme(url) == "rediss+cluster":
-        extra["ssl"] = True
-    # the cluster client follows redirections and fail-overs itself; this bounds how often
-    retry: type[Any] = type(settings["retry"])
-    extra["retry"] = retry(NoBackoff(), 1)
+        extra = {**_verifying(url), **extra, "ssl": True}
+    # it follows redirections itself; after a failover `_cluster` asks again, and knows whom
+    if int(redis.__version__.partition(".")[0]) < 6:  # noqa: PLR2004  # `retry` is both since
+        extra["cluster_error_retry_attempts"] = 0
     return module.RedisCluster(startup_nodes=nodes, **extra)
 
 
@@ -272,14 +332,15 @@ def _fake(kind: str, url: str) -> object:
         import fakeredis
     except ImportError:
         raise ConfigurationError(
-            f"the lock store's URL {url!r} needs fakeredis with Lua: "
+            f"the lock store's URL {masked(url)!r} needs fakeredis with Lua: "
             "pip install 'once-tasks[pytest]', or use a redis:// URL",
             option="url",
         ) from None
     if url not in _fakes:
         _fakes[url] = fakeredis.FakeServer()
         logger.warning(
-            "the lock store %s lives in this process alone: no other process sees its locks", url
+            "the lock store %s lives in this process alone: no other process sees its locks",
+            masked(url),
         )
     make: Callable[..., object] = getattr(fakeredis, kind)
     return make(server=_fakes[url])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from once_core import protocol
 from once_core._clock import elapsed
+from once_core._lease import Lease
 from once_core._native import Wake, start_thread
 from once_core.errors import StoreUnavailableError
 from once_core.events import emit, logger
-from once_core.lease import Lease
 from once_core.protocol import Message, Step
 from once_core.store import Store
 
@@ -38,6 +39,8 @@ class Held:
     lease: Lease
     task: str
     warn_after: float | None = None
+    limit: int = 1
+    owner: weakref.ref[object] | None = None
     started_at: float = field(default_factory=elapsed)
     tried_at: float = 0.0
     is_closed: bool = False
@@ -56,7 +59,13 @@ class Held:
             lease=self.lease.length,
             fence=self.lease.fence,
             held=now - self.started_at,
+            limit=self.limit,
         )
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether nobody is left who runs under it, or could end it."""
+        return self.owner is not None and self.owner() is None
 
     def giving_up(self) -> Step[protocol.Reap]:
         """The step that frees the lease if it is still this attempt's, and does nothing else."""
@@ -76,6 +85,7 @@ class Heartbeat:
         self._siblings: dict[int, tuple[Store, Store]] = {}
         self._wake = Wake()
         self._runs = False
+        self._is_asked = False
         self._next_beat = 0.0
         self._beat_every = 20.0
 
@@ -107,6 +117,7 @@ class Heartbeat:
     def finish_later(self, held: Held, step: Step[Any]) -> None:
         """The store was away when this attempt ended: go on trying until its lease is over."""
         self._unfinished.append((held, step))
+        self._is_asked = True
         if not self._runs:
             self._start()
         self._wake.set()
@@ -116,18 +127,19 @@ class Heartbeat:
         while True:
             try:
                 self._sleep()
-                self._beat()
+                if self._is_asked:
+                    self._finish_now()  # at once: somebody may wait for it
+                else:
+                    self.beat()
             except BaseException as error:  # noqa: BLE001  # SystemExit in here would be silent
                 logger.critical("the renewal of leases failed; it goes on", exc_info=True)
                 emit("heartbeat_failed", reason=f"{type(error).__name__}: {error}")
                 self._next_beat = elapsed() + OUTAGE_BEAT
 
     def _sleep(self) -> None:
-        while True:
-            held = list(self._held.values())
-            if held:
-                shortest = min(each.lease.length for each in held) / BEATS_PER_LEASE
-                self._next_beat = min(self._next_beat, elapsed() + shortest)
+        while not self._is_asked:
+            if self.interval is not None:
+                self._next_beat = min(self._next_beat, elapsed() + self.interval)
             if self._unfinished:
                 self._next_beat = min(self._next_beat, elapsed() + OUTAGE_BEAT)
             remaining = self._next_beat - elapsed()
@@ -135,16 +147,42 @@ class Heartbeat:
                 return
             self._wake.wait(remaining)
 
-    def _beat(self) -> None:
+    @property
+    def interval(self) -> float | None:
+        """Seconds between two beats that the leases in the table need; None without any."""
+        return _interval(self._held.values())
+
+    def interval_in(self, store: Store) -> float | None:
+        """The same for the leases in one store alone."""
+        return _interval(each for each in list(self._held.values()) if each.store is store)
+
+    def beat(self) -> None:
+        """Renew every lease once, and try again what could not be finished.
+
+        Called by the thread; by a test in whose time a beat is due.
+        """
+        lag = max(0.0, elapsed() - self._next_beat)
+        self._give_up_orphans()
         held = list(self._held.values())
-        if held:
-            self._beat_every = min(each.lease.length for each in held) / BEATS_PER_LEASE
+        has_renewed = False
+        self._beat_every = self.interval or self._beat_every
         self._next_beat = elapsed() + self._beat_every
         for some in _by_store(held, lambda each: each.store):
-            if not self._renew(some):
+            if self._renew(some):
+                has_renewed = True
+            else:
                 self._next_beat = min(self._next_beat, elapsed() + OUTAGE_BEAT)
         self._finish_now()
         self._warn_of_slow_runs(held)
+        if has_renewed:
+            emit("renewed", lag=lag)  # last: no lease waits for whoever listens
+
+    def _give_up_orphans(self) -> None:
+        """An interrupt in the middle of an end leaves a lease that nobody would ever free."""
+        for each in list(self._held.values()):
+            if each.is_orphan:
+                self._held.pop(each.attempt, None)
+                self._unfinished.append((each, each.giving_up()))
 
     def _sibling(self, store: Store) -> Store:
         """Connections of the thread's own: green threads must not share sockets with it."""
@@ -152,9 +190,15 @@ class Heartbeat:
             self._siblings[id(store)] = (store, store.sibling())
         return self._siblings[id(store)][1]
 
+    def _carry(self, store: Store, steps: list[Step[T]]) -> list[T | StoreUnavailableError]:
+        sibling = self._sibling(store)
+        if not sibling.is_at_hand:
+            return [StoreUnavailableError(f"{store.place} is not asked in a test") for _ in steps]
+        return sibling.run_many(steps)
+
     def _renew(self, held: list[Held]) -> bool:
         sent_at = elapsed()
-        answers = self._sibling(held[0].store).run_many([each.renewal(sent_at) for each in held])
+        answers = self._carry(held[0].store, [each.renewal(sent_at) for each in held])
         for each, answer in zip(held, answers, strict=True):
             # asleep, and not only unheard: no renewal was even tried for longer than the lease
             has_slept = sent_at - each.tried_at > each.lease.length
@@ -186,10 +230,10 @@ class Heartbeat:
             _emit("lease_lost", held, reason)
 
     def _finish_now(self) -> None:
+        self._is_asked = False
         ends, self._unfinished = self._unfinished, []
         for pairs in _by_store(ends, lambda pair: pair[0].store):
-            store = self._sibling(pairs[0][0].store)
-            answers = store.run_many([step for _, step in pairs])
+            answers = self._carry(pairs[0][0].store, [step for _, step in pairs])
             for pair, answer in zip(pairs, answers, strict=True):
                 held = pair[0]
                 is_over = elapsed() > held.tried_at + held.lease.length
@@ -205,6 +249,11 @@ class Heartbeat:
                 _emit("slow", each, reason)
             elif each.warn_after and not each.is_slow:
                 self._next_beat = min(self._next_beat, each.started_at + each.warn_after)
+
+
+def _interval(held: Iterable[Held]) -> float | None:
+    lengths = [each.lease.length for each in list(held)]
+    return min(lengths) / BEATS_PER_LEASE if lengths else None
 
 
 def _by_store(items: list[T], store_of: Callable[[T], Store]) -> list[list[T]]:

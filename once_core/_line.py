@@ -38,7 +38,7 @@ class Line:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        self.client = client
+        self.client: redis.Redis | redis.RedisCluster = client
         self._pool = client.connection_pool
         self._idle: deque[Any] = deque()
 
@@ -70,7 +70,8 @@ class Line:
         connection = self._take()
         try:
             replies = ask(connection, packed)
-        except redis.ResponseError:
+        except redis.ResponseError as error:
+            _leave_replica(connection, error)
             self._put(connection)
             raise
         except BaseException:
@@ -123,7 +124,15 @@ def _ask_all(count: int, connection: Any, packed: bytes) -> list[object]:  # noq
             replies.append(connection.read_response())
         except redis.ResponseError as error:
             replies.append(error)
+    for each in replies:
+        _leave_replica(connection, each)
     return replies
+
+
+def _leave_replica(connection: Any, reply: object) -> None:  # noqa: ANN401  # see above
+    """Go by the server's name again, which may lead to the new primary, if this is one no more."""
+    if isinstance(reply, redis.exceptions.ReadOnlyError):
+        connection.disconnect()
 
 
 def _ask_for_text(connection: Any, packed: bytes) -> str:  # noqa: ANN401  # see above

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Wake", "start_thread"]
+__all__ = ["Wake", "make_lock", "start_thread"]
 
 
 def _original(name: str) -> Any:  # noqa: ANN401  # of _thread, whatever it is
@@ -28,6 +28,11 @@ def _original(name: str) -> Any:  # noqa: ANN401  # of _thread, whatever it is
 def start_thread(function: Callable[[], None]) -> None:
     """Run a function in a thread that does not keep the process from ending."""
     _original("start_new_thread")(function, ())
+
+
+def make_lock() -> Any:  # noqa: ANN401  # of _thread, which has no public type for it
+    """A lock of the operating system's threads; a context manager."""
+    return _original("allocate_lock")()
 
 
 class Wake:

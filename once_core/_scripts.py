@@ -15,10 +15,12 @@ from importlib.resources import files
 __all__ = ["STEPS", "Script", "script"]
 
 STEPS = (
+    "age",
     "claim",
     "confirm",
     "finish",
     "inspect",
+    "leave",
     "reap",
     "release",
     "renew",

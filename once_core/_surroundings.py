@@ -10,7 +10,7 @@ __all__ = ["PLACES", "process_options", "surroundings"]
 PLACES = frozenset({"url", "client"})
 """Two names for one thing: the nearest layer that has either says where the store is."""
 
-_ENVIRONMENT = {"url": "ONCE_URL", "prefix": "ONCE_PREFIX"}
+_ENVIRONMENT = {"url": "ONCE_URL", "prefix": "ONCE_PREFIX", "events": "ONCE_EVENTS"}
 
 process_options: dict[str, object] = {}
 """What `once_core.configure` was given."""
@@ -23,9 +23,18 @@ def surroundings(app: Mapping[str, object]) -> dict[str, object]:
         app: Those of its app, the nearest of these.
     """
     found: dict[str, object] = {}
-    environment = {name: os.environ.get(key) for name, key in _ENVIRONMENT.items()}
-    for layer in ({k: v for k, v in environment.items() if v}, process_options, app):
+    for layer in (_environment(), process_options, app):
         if layer.keys() & PLACES:
             found = {name: value for name, value in found.items() if name not in PLACES}
         found.update(layer)
     return found
+
+
+def _environment() -> dict[str, object]:
+    given = {name: os.environ.get(key) for name, key in _ENVIRONMENT.items()}
+    return {
+        # what is no number is refused where options are checked, with its name
+        name: int(value) if name == "events" and value.isdigit() else value
+        for name, value in given.items()
+        if value
+    }

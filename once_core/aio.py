@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
-
-import redis
 
 from once_core._breaker import FAILURES, Breaker
-from once_core._client import AsyncClient, make_async_client, masked
+from once_core._channel import AsyncListener
+from once_core._client import AsyncClient, make_async_client, masked, sentinels_of
+from once_core._cluster import ask_async
+from once_core._diversion import diversion
+from once_core._flow import Flow, Pause
 from once_core.store import texts
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ class AsyncStore:
 
     def __init__(self, source: str | AsyncClientSource) -> None:
         self.place = masked(source) if isinstance(source, str) else "the client that was given"
+        self.prefix = ""
+        """Of all keys and channels; empty but in tests."""
         self._source = source
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+        self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        self._closing: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}
         self._breaker = Breaker(self.place)
 
     async def run(self, step: Step[T]) -> T:
@@ -51,30 +55,86 @@ class AsyncStore:
             StoreUnavailableError: The server did not answer in about a second, or refused.
         """
         self._breaker.gate()
-        script, client = step.script, self._connected()
+        name, client = step.script.name, await self._connected()
         try:
-            try:
-                reply = await client.evalsha(script.sha, 1, step.key, *step.args)
-            except redis.exceptions.NoScriptError:
-                reply = await client.eval(script.text, 1, step.key, *step.args)
+            reply = await ask_async(client, step)
         except FAILURES as error:
-            raise self._breaker.failed(script.name, error) from error
-        self._breaker.succeeded(script.name)
+            raise self._breaker.failed(name, error) from error
+        self._breaker.succeeded(name)
         return step.parse(texts(reply))
 
-    async def close(self) -> None:
-        """Close the connections of the running loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None and isinstance(self._source, str):
-            await client.aclose()
+    async def follow(self, flow: Flow[T]) -> T:
+        """Carry all steps of a flow, and wait out its pauses.
 
-    def _connected(self) -> Any:  # noqa: ANN401  # redis-py types no evalsha as awaitable
-        loop, source = asyncio.get_running_loop(), self._source
+        Raises:
+            StoreUnavailableError: As for `run`, where the flow does not deal with it.
+        """
+        listener: AsyncListener | None = None
+        answer: object = None
+        error: BaseException | None = None
+        try:
+            while True:
+                asked = flow.send(answer) if error is None else flow.throw(error)
+                answer = error = None
+                try:
+                    if isinstance(asked, Pause):
+                        if listener is None:
+                            client = await self._connected()
+                            listener = AsyncListener(lambda: client, self.prefix)  # noqa: B023  # made once
+                        answer = await listener.wait(asked)
+                    else:
+                        answer = await self.run(asked)
+                except BaseException as raised:  # noqa: BLE001  # for the flow to deal with
+                    error = raised
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        finally:
+            error = None  # its traceback leads here: a circle that would keep arguments alive
+            if listener is not None:
+                await listener.close()
+
+    async def close(self) -> None:
+        """Close the connections of the running loop; a loop that ends does it by itself."""
+        closing = self._closing.pop(asyncio.get_running_loop(), None)
+        if closing is not None:
+            await closing.aclose()
+
+    async def _connected(self) -> Any:  # noqa: ANN401  # redis-py types no evalsha as awaitable
+        loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            if isinstance(source, str):
-                client = make_async_client(source)
-            else:
-                client = source() if callable(source) else source
-            self._clients[loop] = client
+            client = self._clients[loop] = self._new_client()
+            # `asyncio.run` and every server close the asynchronous generators of their loop
+            closing = self._until_closed(loop, client)
+            await closing.__anext__()
+            self._closing[loop] = closing
+            # `list` first: other threads have loops of their own, and add theirs meanwhile
+            for other in [each for each in list(self._clients) if each.is_closed()]:
+                self._clients.pop(other, None)  # one that ended without
+                self._closing.pop(other, None)
         return client
+
+    def _new_client(self) -> Any:  # noqa: ANN401  # see above
+        source = self._source
+        if not isinstance(source, str):
+            return source() if callable(source) else source
+        test = diversion()
+        if test is not None and not source.startswith("memory:"):
+            test.connecting(self.place)
+        return make_async_client(source)
+
+    async def _until_closed(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: Any,  # noqa: ANN401  # see above
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._clients.pop(loop, None)
+            self._closing.pop(loop, None)
+            is_ours = isinstance(self._source, str) or callable(self._source)
+            if is_ours:
+                for each in (*sentinels_of(client), client):
+                    await each.aclose()

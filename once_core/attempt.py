@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-import random
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
-from once_core import lease as leases
+from once_core import _lease as leases
 from once_core import protocol
 from once_core._clock import elapsed
+from once_core._flow import Flow
 from once_core._heartbeat import Held, heartbeat
 from once_core._host import is_dead, whereabouts
+from once_core._lease import Lease
 from once_core.envelope import Envelope
-from once_core.errors import OverlapError, StoreUnavailableError
+from once_core.errors import ConfigurationError, OverlapError, StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
-from once_core.lease import Lease
-from once_core.lost import bury
+from once_core.lost import burying
 from once_core.options import SCOPES
-from once_core.protocol import Finish, Message, Outcome, Start, Step
+from once_core.protocol import Finish, Mark, Message, Outcome, Start, Step
 from once_core.publish import nonce
 
-__all__ = ["Attempt", "current_attempt", "deferral", "delay_after"]
+__all__ = ["Attempt", "current_attempt", "deferral_cause"]
 
 LONG_RUN = 60.0
 """Seconds of run after which a late redelivery has to be expected (rules: finish 3)."""
 
-LAPSE_MARGIN = 0.1
-"""Seconds after the end of a lease at which a message that waits for it comes back."""
 
 _current: ContextVar[Attempt | None] = ContextVar("once_attempt", default=None)
 
@@ -39,30 +38,13 @@ def current_attempt() -> Attempt | None:
     return _current.get()
 
 
-def deferral(deferrals: int, longest: float = protocol.LONGEST_DEFERRAL) -> float:
-    """Seconds to put a message back for: 1 doubling to 30, jittered so that many spread out.
-
-    Args:
-        deferrals: How often it was put back already.
-        longest: No longer than this; brokers give long-held messages out again.
-    """
-    most = min(float(2 ** min(deferrals, 10)), longest, protocol.LONGEST_DEFERRAL)
-    return most * random.uniform(0.75, 1.0)  # noqa: S311  # spreads load, hides nothing
-
-
-def delay_after(answer: Start | None, deferrals: int, longest: float) -> float:
-    """Seconds after which a message that could not start is to come again.
+def deferral_cause(answer: Start | None) -> str:
+    """What a message that could not start waits for, in one word for counting.
 
     Args:
         answer: Why it did not start; None while the store is away.
-        deferrals: How often it was put back.
-        longest: No longer than this; brokers give long-held messages out again.
     """
-    if answer is not None and answer.status == "early":
-        return min(answer.remaining, longest)
-    delay = deferral(deferrals, longest)
-    # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
-    return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay
+    return "store" if answer is None else answer.status
 
 
 class Attempt:
@@ -96,11 +78,12 @@ class Attempt:
             key, message.ticket or nonce(), guard.options.scope, message.id, guard.task
         )
         self.lease: Lease | None = None
+        self.store = guard.store  # the same from its start to its end
         self.retry_delay: float | None = None
         # the producer's word counts: it claimed, or did not, under the scope it knew
         self._limits = SCOPES.get(self.envelope.scope, guard.options.limits)
         # not `random`, which bodies seed: two attempts with one token would end each other's leases
-        self._token = os.urandom(8).hex()
+        self.token = os.urandom(8).hex()
         self._expects_copies = expects_copies
         self._given_out_again = given_out_again
         self._waited = 0.0
@@ -109,6 +92,8 @@ class Attempt:
         self.is_over = False
         self._outcome: Outcome = "failure"
         self._started_at = elapsed()
+        self._entered_at = 0.0
+        self._ran: float | None = None
         self._outer: tuple[Token[Attempt | None], Token[Lease | None]] | None = None
 
     def start(self) -> Start:
@@ -117,9 +102,20 @@ class Attempt:
         Raises:
             StoreUnavailableError: When the store is away.
         """
+        return self.store.follow(self.starting())
+
+    def starting(self, park: float = 0.0) -> Flow[Start]:
+        """The same as a flow.
+
+        Args:
+            park: Seconds for which its place in the line is kept if others run; 0: it does not
+                wait for them.
+        """
         asked_at = elapsed()
         try:
-            answer = self._start()
+            answer: Start = yield self._start_step(park)
+        except ConfigurationError:
+            raise  # of a URL that is none: nobody was asked
         except BaseException:
             # it may have been heard, and only the answer lost (to an outage, or to a time limit
             # that strikes in the middle of it): nobody would renew that lease
@@ -128,36 +124,37 @@ class Attempt:
             raise
         if answer.status in ("overlap", "skipped") and is_dead(answer.where):
             # its process is gone from this very machine: nobody will renew or finish it
-            bury(self.guard, self.key, answer.holder_id, "its process is gone")
+            why = "its process is gone"
+            yield from burying(self.guard, self.key, answer.holder_id, why)
             asked_at = elapsed()
-            answer = self._start()
+            answer = yield self._start_step(park)
         if answer.status == "started":
             self._begin(answer, asked_at)
             if not answer.found:
                 self._notice_other_store()
         return answer
 
-    def _start(self) -> Start:
+    def _start_step(self, park: float) -> Step[Start]:
         options = self.guard.options
-        return self.guard.store.run(
-            protocol.start(
-                self.key,
-                self.message,
-                self._token,
-                where=whereabouts(),
-                lease=options.lease,
-                ttl=options.ttl,
-                heal_after=options.heal_after,
-                window=options.window or 0.0,
-                queued=self._limits.waiting,
-                running=self._limits.running,
-                give_up=options.on_overlap != "defer",
-            )
+        return protocol.start(
+            self.key,
+            self.message,
+            self.token,
+            where=whereabouts(),
+            lease=options.lease,
+            ttl=options.ttl,
+            heal_after=options.heal_after,
+            window=options.window or 0.0,
+            queued=self._limits.waiting,
+            running=self._limits.running,
+            give_up=options.on_overlap != "defer",
+            limit=options.limit,
+            park=park,
         )
 
     def _notice_other_store(self) -> None:
         """The commonest silent mistake: producer and worker lock in different places."""
-        store, claimed_in = self.guard.store, self.envelope.store
+        store, claimed_in = self.store, self.envelope.store
         is_first_run = self.message.ticket > 0 and not self.message.retries
         if not (is_first_run and claimed_in) or claimed_in in store.strangers:
             return
@@ -177,13 +174,15 @@ class Attempt:
         """A lease lasts from the moment it was asked for: the answer may have been slow."""
         options = self.guard.options
         return Held(
-            self.guard.store,
+            self.store,
             self.message,
-            self._token,
+            self.token,
             whereabouts(),
             Lease(self.key, fence, options.lease, since=asked_at),
             self.guard.task,
             options.warn_after,
+            limit=options.limit,
+            owner=weakref.ref(self),
             started_at=asked_at,
         )
 
@@ -199,18 +198,21 @@ class Attempt:
             task=self.guard.task,
             key=self.key,
             message_id=self.message.id,
-            waited=answer.waited,
+            waited=answer.waited if answer.found else None,
             fence=answer.fence,
         )
+        self._entered_at = elapsed()  # of what has no `enter_body`
 
     def enter_body(self) -> None:
         """The body begins: what it calls can ask for its lease and its attempt."""
         # set by whoever runs a body
         self._outer = _current.set(self), leases._current.set(self.lease)  # noqa: SLF001
+        self._entered_at = elapsed()
 
     def leave_body(self) -> None:
         """The body is over, in the same thread or task; nothing if it did not begin."""
         if self._outer is not None:
+            self._ran = elapsed() - self._entered_at
             attempt, lease = self._outer
             self._outer = None
             leases._current.reset(lease)  # noqa: SLF001  # see above
@@ -238,25 +240,25 @@ class Attempt:
         """
         self._outcome = outcome
         self.is_running = False
-        ran = elapsed() - self._started_at
         if self._limits.running:
-            if outcome != "interrupted" and self._has_copies(ran):
+            lasted = elapsed() - self._started_at
+            if outcome != "interrupted" and self._has_copies(lasted):
                 return False
-            if self._finish(write_mark=False) == "due":
+            if self._finish("hold") == "due":
                 return False
         self.is_over = True
-        self._tell(ran)
+        self._tell()
         return outcome != "success" or not self.guard.options.keep_for
 
     def expect_copies(self) -> None:
         """A late copy of the message may come, it turned out while it ran."""
         self._expects_copies = True
 
-    def _has_copies(self, ran: float) -> bool:
+    def _has_copies(self, lasted: float) -> bool:
         # it was delivered at some time while it waited; at the earliest when it was published
         limit = self._given_out_again
-        is_overdue = limit is not None and self._waited + ran > limit
-        return self._expects_copies or is_overdue or ran > LONG_RUN
+        is_overdue = limit is not None and self._waited + lasted > limit
+        return self._expects_copies or is_overdue or lasted > LONG_RUN
 
     def end_stored(self, *, is_success: bool = True) -> None:
         """The result is stored: leave the mark and free the lease, where that is left to do.
@@ -269,11 +271,11 @@ class Attempt:
             self._outcome = "failure"
         if not self.is_over:
             self.is_over = True
-            self._finish(write_mark=True)
-            self._tell(elapsed() - self._started_at)
+            self._finish("write")
+            self._tell()
         elif is_undone:
             try:
-                self.guard.store.run(protocol.release(self.key, self.message.id))
+                self.store.run(protocol.release(self.key, self.message.id))
             except StoreUnavailableError:
                 pass  # it is kept until keep_for is over
 
@@ -289,7 +291,7 @@ class Attempt:
         self.retry_delay = delay
         if self._limits.waiting and not self._limits.running:
             self._outcome = "retry"
-            self._finish(write_mark=False)
+            self._finish("hold")
 
     def take_back_retry(self) -> None:
         """The retry could not be published."""
@@ -297,20 +299,37 @@ class Attempt:
         if self._limits.waiting and not self._limits.running:
             retry = self.message._replace(retries=self.message.retries + 1)
             try:
-                self.guard.store.run(protocol.withdraw(self.key, retry))
+                self.store.run(protocol.withdraw(self.key, retry))
             except StoreUnavailableError:
                 pass  # it heals
 
-    def _finish(self, *, write_mark: bool) -> str:
+    def ending_for_good(self, outcome: Outcome) -> Flow[None]:
+        """A body without a message ended: there is no copy of it, no retry, no result to wait for.
+
+        Args:
+            outcome: How.
+        """
+        self._outcome, self.is_running, self.is_over = outcome, False, True
+        self._ran = elapsed() - self._entered_at
+        yield from self._finishing("none")
+        self._tell()
+
+    def ghost(self) -> Held:
+        """What stands for this attempt when its end has to be told later."""
+        return self._held or self._hold(0, elapsed())
+
+    def _finish(self, mark: Mark) -> str:
+        return self.store.follow(self._finishing(mark))
+
+    def _finishing(self, mark: Mark) -> Flow[str]:
         held = self._held
         if held is not None:
             heartbeat().remove(held)
         try:
-            answer = self.guard.store.run(self._finish_step(write_mark=write_mark))
+            answer: Finish = yield self._finish_step(mark)
         except BaseException as error:
             if held is not None:
-                again = self._finish_step(write_mark=write_mark, again=True)
-                heartbeat().finish_later(held, again)
+                heartbeat().finish_later(held, self._finish_step(mark, again=True))
             if not isinstance(error, StoreUnavailableError):
                 raise  # such as a soft time limit in the middle of it
             return "later"
@@ -318,28 +337,22 @@ class Attempt:
             held.is_closed = False
             heartbeat().add(held)
         if answer.status == "lost" and self.lease is not None and self.lease._taken():  # noqa: SLF001  # the lease's other half
-            emit(
-                "lease_lost",
-                task=self.guard.task,
-                key=self.key,
-                message_id=self.message.id,
-                reason="found out at its end",
-            )
+            self.tell("lease_lost", "found out at its end")
         return answer.status
 
-    def _finish_step(self, *, write_mark: bool, again: bool = False) -> Step[Finish]:
+    def _finish_step(self, mark: Mark, *, again: bool = False) -> Step[Finish]:
         options = self.guard.options
         return protocol.finish(
             self.key,
             self.message,
-            self._token,
+            self.token,
             self._outcome,
             ttl=options.ttl,
             heal_after=options.heal_after,
             delay=self.retry_delay or 0.0,
             keep_for=options.keep_for or 0.0,
             queued=self._limits.waiting,
-            write_mark=write_mark,
+            mark=mark,
             again=again,
         )
 
@@ -354,9 +367,7 @@ class Attempt:
             holder_id=answer.holder_id,
         )
 
-    def tell(
-        self, kind: str, reason: str, *, holder_id: str = "", delay: float | None = None
-    ) -> None:
+    def tell(self, kind: str, reason: str, *, holder_id: str = "", cause: str = "") -> None:
         """Emit an event about this delivery."""
         emit(
             kind,
@@ -364,17 +375,18 @@ class Attempt:
             key=self.key,
             message_id=self.message.id,
             reason=reason,
+            cause=cause,
             holder_id=holder_id,
-            delay=delay,
         )
 
-    def _tell(self, ran: float) -> None:
+    def _tell(self) -> None:
         emit(
             "finished",
             task=self.guard.task,
             key=self.key,
             message_id=self.message.id,
             reason=self._outcome,
-            ran=ran,
+            ran=self._ran,
+            held=elapsed() - self._started_at if self._limits.running else None,
             fence=self.lease.fence if self.lease else None,
         )

@@ -8,7 +8,8 @@ OnceError
 ├── OverlapError            start refused, only with ``on_overlap="raise"``
 ├── LeaseLostError          the running attempt no longer holds its unit
 ├── LeaseTimeoutError       waiting for a lease took too long
-└── StoreUnavailableError   the lock store did not answer, or refused
+├── StoreUnavailableError   the lock store did not answer, or refused
+└── BulkPublishError        some of many calls were not sent
 ```
 
 All of them survive pickling, copying and Celery's JSON results with their attributes, for
@@ -17,9 +18,10 @@ exceptions are sent from process to process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "BulkPublishError",
     "ConfigurationError",
     "DuplicateTaskError",
     "KeyDerivationError",
@@ -150,3 +152,21 @@ class StoreUnavailableError(OnceError):
 
     url: str | None = None
     reason: str | None = None
+
+
+class BulkPublishError(OnceError):
+    """Some of many calls were not sent, and nothing of those is left claimed; the others were sent.
+
+    Attributes:
+        task: Name of the task.
+        reasons: Why, of each call in order; empty for those that were sent.
+        results: The handle or the error of each call, in order; empty in a copy from another
+            process, for handles stay where they are.
+    """
+
+    task: str | None = None
+    reasons: Sequence[str] = ()
+    results: Sequence[object] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args

@@ -25,6 +25,7 @@ _LEVELS = {
     "duplicate": logging.INFO,
     "withdrawn": logging.INFO,
     "unguarded": logging.WARNING,
+    "unavailable": logging.INFO,
     "started": logging.DEBUG,
     "finished": logging.DEBUG,
     "deferred": logging.INFO,
@@ -32,6 +33,7 @@ _LEVELS = {
     "settled": logging.INFO,
     "superseded": logging.INFO,
     "repeated": logging.INFO,
+    "renewed": logging.DEBUG,
     "slow": logging.WARNING,
     "lease_lost": logging.WARNING,
     "lease_restored": logging.WARNING,
@@ -56,9 +58,15 @@ class Event:
         message_id: Of the message the decision is about.
         reason: Why, in words.
         holder_id: Message id of whoever was in the way.
+        cause: The same as one of a few words, to count by: of ``"duplicate"`` what was in the way
+            (``"waiting"``, ``"running"``, ``"kept"``), of ``"deferred"`` what it waits for
+            (``"overlap"``, ``"early"``, ``"store"``, ``"result"``, ``"broker"``), of
+            ``"unguarded"`` at which end (``"publish"``, ``"start"``).
         waited: How long the message had waited when it started.
-        ran: How long the attempt ran.
+        ran: How long the body ran.
+        held: How long the lease was held, from the question for it to its end.
         delay: After which a deferred message comes back.
+        lag: By how much a renewal came later than it was due.
         fence: Number of the lease.
         preview: Parameters that ``preview=`` allows to be shown.
         at: Unix time of this host.
@@ -70,9 +78,12 @@ class Event:
     message_id: str = ""
     reason: str = ""
     holder_id: str = ""
+    cause: str = ""
     waited: float | None = None
     ran: float | None = None
+    held: float | None = None
     delay: float | None = None
+    lag: float | None = None
     fence: int | None = None
     preview: str = ""
     at: float = 0.0
@@ -87,7 +98,7 @@ class Event:
         facts = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("kind", "task", "reason", "at") or value in (None, ""):
+            if field.name in _NOT_A_FACT or value in (None, ""):
                 continue
             facts.append(
                 f"{field.name}={value:.3f}" if type(value) is float else f"{field.name}={value}"
@@ -96,6 +107,9 @@ class Event:
         why = f": {self.reason}" if self.reason else ""
         return f"{head}{why}" + (f" ({', '.join(facts)})" if facts else "")
 
+
+_NOT_A_FACT = ("kind", "task", "reason", "cause", "at")
+"""Fields that stand elsewhere in the line, or whose words the reason says better."""
 
 Subscriber = Callable[[Event], object]
 
@@ -141,9 +155,12 @@ def emit(
     message_id: str = "",
     reason: str = "",
     holder_id: str = "",
+    cause: str = "",
     waited: float | None = None,
     ran: float | None = None,
+    held: float | None = None,
     delay: float | None = None,
+    lag: float | None = None,
     fence: int | None = None,
     preview: str = "",
 ) -> None:
@@ -153,7 +170,21 @@ def emit(
     if not (is_logged or _subscribers):
         return
     event = Event(
-        kind, task, key, message_id, reason, holder_id, waited, ran, delay, fence, preview, wall()
+        kind,
+        task=task,
+        key=key,
+        message_id=message_id,
+        reason=reason,
+        holder_id=holder_id,
+        cause=cause,
+        waited=waited,
+        ran=ran,
+        held=held,
+        delay=delay,
+        lag=lag,
+        fence=fence,
+        preview=preview,
+        at=wall(),
     )
     if is_logged:
         logger.log(level, "%s", event, extra={"once": event})

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from once_core import protocol
+from once_core import protocol, stream
+from once_core._diversion import diversion
+from once_core._flow import Flow
 from once_core.envelope import Envelope
 from once_core.errors import ConfigurationError, KeyDerivationError
 from once_core.events import emit, logger
 from once_core.keys import KeySpec
-from once_core.options import OnceOptions
+from once_core.options import OPTIONS, OnceOptions
 from once_core.store import Store
 
-__all__ = ["Guard", "Holder"]
+__all__ = ["Guard", "Holder", "holders", "slots"]
+
+_SLOT = re.compile(r"x\d+u")
+"""End of the lease in one of the slots of those who run."""
 
 Arguments = tuple[Sequence[object], Mapping[str, object]]
 
@@ -81,13 +87,23 @@ class Guard:
         self._find_store = store
         self._normalize = normalize or _as_given
         self._store: Store | None = None
+        self.overlap = ""
+        """Of a function: what a call does while another runs; it has no messages."""
         self.keys = self._key_spec()
 
     @property
     def store(self) -> Store:
         """The lock store."""
+        test = diversion()
+        return self._own_store() if test is None else test.store(self._own_store)
+
+    def _own_store(self) -> Store:
         if self._store is None:
             self._store = self._find_store()
+            if self.options.events:
+                prefix = self.options.prefix
+                beside = prefix if isinstance(prefix, str) else str(OPTIONS["prefix"].default)
+                stream.keep(self.task, self._store, beside, self.options.events)
         return self._store
 
     def with_call(self, call: Mapping[str, object]) -> Guard:
@@ -99,7 +115,7 @@ class Guard:
         if not call:
             return self
         other = copy.copy(self)
-        other._find_store = lambda: self.store  # noqa: SLF001  # found once, for all calls
+        other._find_store = self._own_store  # noqa: SLF001  # found once, for all calls
         other.options = self.options.with_call(call, self.task)
         if call.keys() & {"key", "name", "on_duplicate"}:
             other.keys = other._key_spec()  # noqa: SLF001  # of the same class
@@ -146,7 +162,19 @@ class Guard:
             KeyDerivationError: When they give none.
         """
         args, kwargs = self._normalize(args, kwargs)
-        return self.keys.key(args, kwargs, prefix=self._prefix())
+        key = self.keys.key(args, kwargs, prefix=self._prefix())
+        test = diversion()
+        if test is not None:
+            test.derived(self, key, args, kwargs)
+        return key
+
+    def arguments(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
+        """Every argument of a call by the name of its parameter, defaults applied.
+
+        Raises:
+            KeyDerivationError: If the task does not take these arguments.
+        """
+        return self.keys.bind(*self._normalize(args, kwargs))
 
     def _prefix(self) -> str:
         prefix = self.options.prefix
@@ -190,11 +218,14 @@ class Guard:
         Raises:
             StoreUnavailableError: When nobody can say.
         """
-        fields = self.store.run(protocol.inspect(self.key(args, kwargs)))
-        for part, state in (("x0", "running"), ("w", "waiting"), ("q", "kept")):
-            if f"{part}u" in fields:
-                return _holder(fields, part, state)
-        return None
+        return self.store.follow(self.finding_holder(args, kwargs))
+
+    def finding_holder(
+        self, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> Flow[Holder | None]:
+        """The same as a flow."""
+        fields: dict[str, str] = yield protocol.inspect(self.key(args, kwargs))
+        return next(holders(fields), None)
 
     def release(
         self, args: Sequence[object], kwargs: Mapping[str, object], *, holder_id: str = ""
@@ -212,8 +243,14 @@ class Guard:
         Raises:
             StoreUnavailableError: When the store is away.
         """
+        return self.store.follow(self.releasing(args, kwargs, holder_id=holder_id))
+
+    def releasing(
+        self, args: Sequence[object], kwargs: Mapping[str, object], *, holder_id: str = ""
+    ) -> Flow[bool]:
+        """The same as a flow."""
         key = self.key(args, kwargs)
-        answer = self.store.run(protocol.release(key, holder_id))
+        answer: protocol.Release = yield protocol.release(key, holder_id)
         if answer.status == "released":
             emit(
                 "released",
@@ -227,6 +264,31 @@ class Guard:
 
 def _as_given(args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
     return args, kwargs
+
+
+def holders(fields: Mapping[str, str]) -> Iterator[Holder]:
+    """Everybody whom a record names: who runs, who waits, the retry behind it, what keeps it.
+
+    Args:
+        fields: As `protocol.inspect` answers.
+    """
+    running = [(slot, "running") for slot in slots(fields)]
+    for part, state in (*running, ("w", "waiting"), ("n", "waiting"), ("q", "kept")):
+        if f"{part}u" in fields:
+            yield _holder(fields, part, state)
+
+
+def slots(fields: Mapping[str, str]) -> list[str]:
+    """Names of the slots of those who run, in order.
+
+    Args:
+        fields: As `protocol.inspect` answers.
+    """
+    return sorted((name[:-1] for name in fields if _SLOT.fullmatch(name)), key=_number)
+
+
+def _number(slot: str) -> int:
+    return int(slot[1:])
 
 
 def _holder(fields: Mapping[str, str], part: str, state: str) -> Holder:

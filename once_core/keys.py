@@ -83,8 +83,8 @@ class KeySpec:
 
     Attributes:
         task: Name of the task.
-        covers_all: True when the selection covers every parameter, so that equal
-            keys mean equal calls.
+        covers_all: Whether equal keys mean equal calls.
+        parameters: Names of those that identify the work; none where a callable says.
 
     Raises:
         ConfigurationError: If the selection cannot work for this function.
@@ -131,14 +131,15 @@ class KeySpec:
         self._previewed = self._check_names("preview", preview or ())
         self._name = _UNFIT.sub("_", task[:_NAME_LENGTH])
         self._usual_head = f"once:{self._name}:"
-        self._chosen = self._names if chosen is None else chosen
-        self._roots = self._chosen if self._callable is None else ("key()",)
+        every = self._names if self._callable is None else ()
+        self.parameters = every if chosen is None else chosen
+        self._roots = self.parameters if self._callable is None else ("key()",)
         # Positions among the bound values; a name is looked up in **kwargs.
         self._places: list[int | str] | None = None
         if chosen is not None:
             known = {name: place for place, name in enumerate(self._names)}
             self._places = [known.get(name, name) for name in chosen]
-        about = (_VERSION, task, kind, text, self._chosen)
+        about = (_VERSION, task, kind, text, self._names if chosen is None else chosen)
         self._digest_from = _hasher(secret, about)
         self._fingerprint_from = _hasher(secret, (*about[:2], "every", self._names))
 
@@ -264,11 +265,11 @@ class KeySpec:
         if not (isinstance(named, str) and named and callable(function)):
             raise self._wrong("name", "needs a name, not empty, and a function to run")
         try:
-            self._signature = inspect.signature(function)
+            self.signature = inspect.signature(function)
         except (TypeError, ValueError):
-            self._signature = inspect.signature(lambda *args, **kwargs: (args, kwargs))
-        parameters = self._signature.parameters.values()
-        self._names = tuple(self._signature.parameters)
+            self.signature = inspect.signature(lambda *args, **kwargs: (args, kwargs))
+        parameters = self.signature.parameters.values()
+        self._names = tuple(self.signature.parameters)
         plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._arity = len(parameters) if plain else -1
         self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -323,7 +324,7 @@ class KeySpec:
             if not left and len(values) == self._arity:
                 return values
         try:
-            bound = self._signature.bind(*args, **kwargs)
+            bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             text = f"{self.task}: these arguments do not fit: {error}"
             raise KeyDerivationError(text, task=self.task) from error
@@ -362,7 +363,7 @@ class KeySpec:
         return digest
 
     def _text(self, values: Sequence[object]) -> str:
-        text = {n: (_scalar(v) or "_")[:_TEXT_LENGTH] for n, v in zip(self._chosen, values)}  # noqa: B905 - as long
+        text = {n: (_scalar(v) or "_")[:_TEXT_LENGTH] for n, v in zip(self.parameters, values)}  # noqa: B905 - as long
         whole = "".join(part + (text[name] if name else "") for part, name in self._template)
         return _UNFIT.sub("_", whole[:_TEXT_LENGTH])
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from once_core import protocol
+from once_core._flow import Flow
 from once_core._host import is_dead
 from once_core.envelope import Envelope
 from once_core.errors import StoreUnavailableError
 from once_core.events import emit, logger
-from once_core.guard import Guard
+from once_core.guard import Guard, slots
 from once_core.options import SCOPES
 from once_core.protocol import Message
 
-__all__ = ["LostRetry", "bury", "reap", "withdraw"]
+__all__ = ["LostRetry", "bury", "burying", "reap", "withdraw"]
 
 MARGIN = 2.0
 """Seconds on top of one renewal interval that a lease keeps whose process may be about to die."""
@@ -32,12 +33,17 @@ def bury(guard: Guard, key: str, message_id: str, why: str) -> bool:
     Raises:
         StoreUnavailableError: The store is away.
     """
-    seen = guard.store.run(protocol.reap(key, message_id))
+    return guard.store.follow(burying(guard, key, message_id, why))
+
+
+def burying(guard: Guard, key: str, message_id: str, why: str) -> Flow[bool]:
+    """The same as a flow."""
+    seen: protocol.Reap = yield protocol.reap(key, message_id)
     if not seen.attempt:
         return True
     if not is_dead(seen.where):
         return False
-    answer = guard.store.run(protocol.reap(key, message_id, seen.attempt))
+    answer: protocol.Reap = yield protocol.reap(key, message_id, seen.attempt)
     if answer.reaped:
         reason = f"{why} ({seen.where})"
         emit("reaped", task=guard.task, key=key, holder_id=message_id, reason=reason)
@@ -78,7 +84,8 @@ def withdraw(guard: Guard, key: str, message_id: str) -> None:
         StoreUnavailableError: The store is away; it heals.
     """
     fields = guard.store.run(protocol.inspect(key))
-    started = int(fields["x0s"]) if fields.get("x0i") == message_id else None
+    own = next((slot for slot in slots(fields) if fields.get(f"{slot}i") == message_id), None)
+    started = int(fields[f"{own}s"]) if own else None
     for part in ("w", "n"):
         # an id given again by its caller: what came after the start is another message
         is_newer = started is not None and int(fields.get(f"{part}s", 0)) > started

@@ -1,7 +1,7 @@
 """All options in one table: what users write, checked the moment it is written.
 
-Layers, nearest first: call, task, app configuration, `configure`, ``ONCE_URL`` and
-``ONCE_PREFIX``, built in.
+Layers, nearest first: call, task, app configuration, `configure`, ``ONCE_URL``, ``ONCE_PREFIX``
+and ``ONCE_EVENTS``, built in.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class OnceOptionsDict(TypedDict, total=False):
     prefix: str | Callable[[], str]
     ttl: Seconds
     lease: Seconds
+    limit: int
     heal_after: Seconds
     window: Seconds | None
     keep_for: Seconds | None
@@ -73,6 +74,7 @@ class OnceOptionsDict(TypedDict, total=False):
     warn_after: Seconds | None
     preview: bool | Sequence[str]
     secret: str | bytes | None
+    events: int
     url: str | None
     client: ClientSource | None
 
@@ -120,6 +122,11 @@ OPTIONS: dict[str, Option] = {
         checks.seconds(least=1),
         "Seconds after which the unit is free when its worker dies; renewed at a third of it, "
         "so it does not limit how long a task may run.",
+    ),
+    "limit": Option(
+        1,
+        checks.whole(least=1, most=checks.MOST_SLOTS),
+        "How many attempts of one unit may run at once, each with a lease of its own.",
     ),
     "heal_after": Option(
         60.0,
@@ -187,6 +194,12 @@ OPTIONS: dict[str, Option] = {
     "secret": Option(
         None, checks.secret, "Makes digests of guessable arguments useless to others (HMAC)."
     ),
+    "events": Option(
+        0,
+        checks.whole(least=0, most=10_000_000),
+        "How many events the lock store keeps for `once watch` and the dashboard, of all tasks "
+        "together; 0 for none. 10000 take about 3 MB.",
+    ),
     "url": Option(None, checks.text, "Where the lock store is."),
     "client": Option(
         None,
@@ -198,7 +211,7 @@ OPTIONS: dict[str, Option] = {
 _HIDDEN = frozenset({"url", "client", "secret"})
 """Never shown: they hold passwords."""
 
-_TASK_ONLY = frozenset({"url", "client", "secret", "preview"})
+_TASK_ONLY = frozenset({"url", "client", "secret", "preview", "events"})
 
 
 class OnceOptions:
@@ -226,6 +239,7 @@ class OnceOptions:
     prefix: str | Callable[[], str]
     ttl: float
     lease: float
+    limit: int
     heal_after: float
     window: float | None
     keep_for: float | None
@@ -238,6 +252,7 @@ class OnceOptions:
     warn_after: float | None
     preview: Literal[False] | Sequence[str]
     secret: str | bytes | None
+    events: int
     url: str | None
     client: ClientSource | None
 

@@ -15,20 +15,24 @@ from once_core._scripts import Script, script
 __all__ = [
     "Claim",
     "Finish",
+    "Mark",
     "Message",
     "Outcome",
     "Reap",
     "Release",
     "Start",
     "Step",
+    "age",
     "claim",
     "confirm",
     "finish",
     "inspect",
+    "leave",
     "reap",
     "release",
     "renew",
     "start",
+    "turn_channel",
     "withdraw",
 ]
 
@@ -37,6 +41,7 @@ T = TypeVar("T")
 LONGEST_DEFERRAL = 30.0
 """Seconds; the longest delay of a message that met an overlap (design 4)."""
 
+Mark = Literal["hold", "write", "none"]
 Outcome = Literal["success", "failure", "retry", "interrupted"]
 
 
@@ -179,6 +184,7 @@ def claim(
     lost: str = "",
     fingerprint: str = "",
     retries: int = 0,
+    limit: int = 1,
 ) -> Step[Claim]:
     """Before the publish: may this call be sent? Durations in seconds; see `lua/claim.lua`."""
     args = (
@@ -195,6 +201,7 @@ def claim(
         lost,
         fingerprint,
         retries,
+        limit,
     )
     return Step(script("claim"), key, args, _parse_claim)
 
@@ -223,6 +230,8 @@ def start(
     queued: bool = True,
     running: bool = True,
     give_up: bool = False,
+    limit: int = 1,
+    park: float = 0.0,
 ) -> Step[Start]:
     """In the worker, before the body. Durations in seconds; see `lua/start.lua`."""
     args = (
@@ -239,12 +248,22 @@ def start(
         int(queued),
         int(running),
         int(give_up),
+        limit,
+        _ms(park),
     )
     return Step(script("start"), key, args, _parse_start)
 
 
 def renew(
-    key: str, message: Message, attempt: str, *, where: str, lease: float, fence: int, held: float
+    key: str,
+    message: Message,
+    attempt: str,
+    *,
+    where: str,
+    lease: float,
+    fence: int,
+    held: float,
+    limit: int = 1,
 ) -> Step[str]:
     """Heartbeat of one attempt; answers ``"renewed"``, ``"restored"`` or ``"lost"``."""
     args = (
@@ -256,6 +275,7 @@ def renew(
         _ms(lease),
         fence,
         _ms(held),
+        limit,
     )
     return Step(script("renew"), key, args, _parse_status)
 
@@ -271,7 +291,7 @@ def finish(
     delay: float = 0.0,
     keep_for: float = 0.0,
     queued: bool = True,
-    write_mark: bool = False,
+    mark: Mark = "hold",
     again: bool = False,
 ) -> Step[Finish]:
     """After the body. Durations in seconds; see `lua/finish.lua`."""
@@ -286,7 +306,7 @@ def finish(
         _ms(heal_after),
         _ms(keep_for),
         int(queued),
-        "write" if write_mark else "hold",
+        mark,
         int(again),
     )
     return Step(script("finish"), key, args, _parse_finish)
@@ -302,9 +322,24 @@ def inspect(key: str) -> Step[dict[str, str]]:
     return Step(script("inspect"), key, (), _parse_inspect)
 
 
+def leave(key: str, attempt: str) -> Step[str]:
+    """Whoever is parked gives up; answers ``"left"``."""
+    return Step(script("leave"), key, (attempt,), _parse_status)
+
+
+def turn_channel(key: str, attempt: str) -> str:
+    """Where it is published that a parked attempt has been given its slot."""
+    return f"{key}:turn:{attempt}"
+
+
 def release(key: str, holder_id: str = "") -> Step[Release]:
     """A person frees the unit of work; only from this holder where one is named."""
     return Step(script("release"), key, (holder_id,), _parse_release)
+
+
+def age(key: str, seconds: float) -> Step[str]:
+    """For tests: so much time passes at once; answers ``"aged"``, or ``"gone"`` with its end."""
+    return Step(script("age"), key, (_ms(seconds),), _parse_status)
 
 
 def _ms(seconds: float) -> int:

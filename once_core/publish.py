@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from once_core import protocol
@@ -13,14 +14,15 @@ from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, KeyDerivationError, StoreUnavailableError
 from once_core.events import emit
 from once_core.guard import Guard
-from once_core.protocol import Claim, Message
+from once_core.protocol import Claim, Message, Step
 
-__all__ = ["OncePublish", "Publication", "claim"]
+__all__ = ["Claiming", "OncePublish", "Publication", "claim", "claiming"]
 
 _WORKER_OPTIONS = frozenset({
     "scope",
     "ttl",
     "lease",
+    "limit",
     "heal_after",
     "window",
     "keep_for",
@@ -136,15 +138,30 @@ class Publication(NamedTuple):
 
     def failed(self) -> None:
         """The broker has it not: nothing waits, and the next call must not wait for it."""
-        if self.claim is None or not self.claim.ticket:
+        step = self.withdrawal
+        if step is None:
             return
-        message = Message(self.message_id, self.ticket)
         try:
-            self.guard.store.run(protocol.withdraw(self.key, message))
+            self.guard.store.run(step)
         except StoreUnavailableError:
-            # our next claim finds it by its nonce; a claim of others heals
-            self.guard.store.ghosts.add(self.key, self.nonce)
+            self.not_withdrawn()
             return
+        self.withdrawn()
+
+    @property
+    def withdrawal(self) -> Step[str] | None:
+        """The step that says that the broker has it not; None where there was no claim."""
+        if self.claim is None or not self.claim.ticket:
+            return None
+        return protocol.withdraw(self.key, Message(self.message_id, self.ticket))
+
+    def not_withdrawn(self) -> None:
+        """Nobody heard that step."""
+        # our next claim finds it by its nonce; a claim of others heals
+        self.guard.store.ghosts.add(self.key, self.nonce)
+
+    def withdrawn(self) -> None:
+        """The record knows that the broker has it not."""
         emit(
             "withdrawn",
             task=self.guard.task,
@@ -175,6 +192,62 @@ class Publication(NamedTuple):
             holder_id=publish.holder_id,
             retry_after=publish.retry_after,
         )
+
+
+class Claiming(NamedTuple):
+    """A call whose claim is on its way to the record.
+
+    Attributes:
+        guard: Of the task, with the options of this call.
+        step: What the record is asked.
+        message_id: Id that the message has, or would have.
+        preview: Parameters that may be shown.
+        mark: By which the record knows this claim as ours.
+        call: Options that were given at the call.
+        is_owed: As in `Publication`.
+        must_go: A task counts on it: it is sent without a claim if there is none to be had.
+    """
+
+    guard: Guard
+    step: Step[Claim]
+    message_id: str
+    preview: str
+    mark: str
+    call: Mapping[str, object] | None
+    is_owed: bool
+    must_go: bool
+
+    def answered(self, answer: Claim) -> Publication:
+        """The record has answered."""
+        _tell(self.guard, self.step.key, self.message_id, answer, self.preview)
+        holder_id = answer.holder_id or self.message_id
+        publish = OncePublish(
+            answer.status, answer.is_duplicate, holder_id, self.step.key, answer.remaining
+        )
+        return Publication(
+            self.guard,
+            self.step.key,
+            self.message_id,
+            answer,
+            publish,
+            answer.ticket,
+            self.mark,
+            self.call,
+        )
+
+    def failed(self, error: BaseException) -> Publication:
+        """Nobody has answered: send it without a claim, or raise the error."""
+        guard, key = self.guard, self.step.key
+        guard.store.ghosts.add(key, self.mark)  # it may have been heard, and only the answer lost
+        if not isinstance(error, StoreUnavailableError):
+            raise error  # such as a soft time limit in the middle of it
+        told = partial(emit, task=guard.task, key=key, message_id=self.message_id, cause="publish")
+        if guard.options.on_store_error == "raise" and not self.must_go:
+            told("unavailable", reason=str(error))
+            raise error
+        told("unguarded", reason=str(error))
+        sent = _unclaimed(guard, key, self.message_id, self.call, state="unguarded")
+        return sent._replace(is_owed=self.is_owed)
 
 
 def claim(
@@ -210,14 +283,54 @@ def claim(
             a retry, a replacement or a dispatch, whose task counts on it: those are sent without
             a claim, and wait for the store when they start.
     """
+    asked = claiming(
+        guard,
+        args,
+        kwargs,
+        message_id,
+        call=call,
+        delay=delay,
+        expires=expires,
+        own=own,
+        retries=retries,
+        dispatched=dispatched,
+    )
+    if isinstance(asked, Publication):
+        return asked
+    try:
+        answer = guard.store.run(asked.step)
+    except BaseException as error:  # noqa: BLE001  # raised again, or dealt with
+        return asked.failed(error)
+    return asked.answered(answer)
+
+
+def claiming(
+    guard: Guard,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    message_id: str,
+    *,
+    call: Mapping[str, object] | None = None,
+    delay: float = 0.0,
+    expires: float | None = None,
+    own: bool = False,
+    retries: int = 0,
+    dispatched: bool = False,
+    marks: dict[str, str] | None = None,
+) -> Claiming | Publication:
+    """What the record has to be asked for a call, or the answer where it need not be asked.
+
+    Arguments and errors are those of `claim`, and ``marks`` are by key those of the claims that
+    are asked for together: if nobody hears the answers, any of one key may be the ghost.
+    """
     options, key = guard.options, guard.key(args, kwargs)
     if not options.limits.waiting:
         return _unclaimed(guard, key, message_id, call, state="claimed")
     replaces = options.on_duplicate == "replace"
     debounce = options.debounce if replaces else None
-    store = guard.store
-    lost = store.ghosts.take(key)
-    mark = lost or os.urandom(5).hex()  # not `random`, which programs seed
+    lost = guard.store.ghosts.take(key)
+    marks = {} if marks is None else marks
+    mark = marks.setdefault(key, lost or os.urandom(5).hex())  # not `random`, which programs seed
     step = protocol.claim(
         key,
         message_id,
@@ -233,22 +346,11 @@ def claim(
         lost=lost,
         fingerprint=_fingerprint(guard, args, kwargs) if replaces else "",
         retries=retries,
+        limit=options.limit,
     )
-    try:
-        answer = store.run(step)
-    except BaseException as error:
-        store.ghosts.add(key, mark)  # it may have been heard, and only the answer lost
-        if not isinstance(error, StoreUnavailableError):
-            raise  # such as a soft time limit in the middle of it
-        if options.on_store_error == "raise" and not (own or retries or dispatched):
-            raise
-        emit("unguarded", task=guard.task, key=key, message_id=message_id, reason=str(error))
-        sent = _unclaimed(guard, key, message_id, call, state="unguarded")
-        return sent._replace(is_owed=own or retries > 0)
-    _tell(guard, key, message_id, answer, guard.preview(args, kwargs))
-    holder_id = answer.holder_id or message_id
-    publish = OncePublish(answer.status, answer.is_duplicate, holder_id, key, answer.remaining)
-    return Publication(guard, key, message_id, answer, publish, answer.ticket, mark, call)
+    is_owed = own or retries > 0
+    preview = guard.preview(args, kwargs)
+    return Claiming(guard, step, message_id, preview, mark, call, is_owed, is_owed or dispatched)
 
 
 def _fingerprint(guard: Guard, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
@@ -278,6 +380,7 @@ def _tell(guard: Guard, key: str, message_id: str, answer: Claim, preview: str) 
         key=key,
         message_id=message_id,
         reason=_WHY.get(answer.status, ""),
+        cause=answer.status if answer.is_duplicate else "",
         holder_id=answer.holder_id,
         preview=preview,
     )

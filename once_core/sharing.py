@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from once_core import protocol
-from once_core.attempt import deferral
+from once_core.delays import deferral
 from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, StoreUnavailableError
-from once_core.guard import Guard
+from once_core.guard import Guard, slots
 
 __all__ = ["LONGEST_LOOK", "Search"]
 
@@ -58,7 +58,8 @@ class Search:
         except StoreUnavailableError:
             return envelope  # nobody can say
         holder_id, ran = envelope.duplicate_of, fields.get("zi", "")
-        held = {fields.get(f"{part}{letter}") for part in ("w", "n", "x0") for letter in "ij"}
+        parts = ["w", "n", *slots(fields)]
+        held = {fields.get(f"{part}{letter}") for part in parts for letter in "ij"}
         if holder_id in held:
             return envelope._replace(missed=0)
         if ran != holder_id and fields.get("zt") == str(envelope.shared_ticket):

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import redis
 
 from once_core._breaker import FAILURES, Breaker
+from once_core._channel import Listener
 from once_core._client import Client, ClientSource, Like, make_client, masked
+from once_core._cluster import ClusterCarrier, ask
+from once_core._diversion import diversion
+from once_core._flow import Flow, Pause
 from once_core._line import Line
 from once_core.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from once_core.protocol import Step
 
-__all__ = ["ClientSource", "Store"]
+__all__ = ["Carrier", "ClientSource", "Store"]
 
 T = TypeVar("T")
+
+GIVEN = "the client that was given"
+"""Where a store is whose client was handed in."""
+
+
+class Carrier(Protocol):
+    """Takes steps to a server, and their replies back."""
+
+    @property
+    def client(self) -> Client:
+        """For commands of one's own."""
+
+    def script(self, step: Step[Any]) -> object:
+        """The reply to one step; raises what redis-py raises."""
+
+    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
+        """The replies to many steps, sent at once; errors of single ones among them."""
 
 
 class Store:
@@ -31,6 +52,7 @@ class Store:
             client, or a function without arguments that returns one. A client keeps its own
             time-outs and retries: with redis-py's defaults a call can take a minute while the
             server is away.
+        place: What it is called in messages; by default where it is.
 
     Example:
         >>> from once_core import protocol
@@ -41,10 +63,12 @@ class Store:
         'm1'
     """
 
-    def __init__(self, source: str | Like | ClientSource) -> None:
-        self.place = _place(source)
+    def __init__(self, source: str | Like | ClientSource, *, place: str = "") -> None:
+        self.place = place or _place(source)
+        self.prefix = ""
+        """Of all keys and channels; empty but in tests."""
         self._source = source
-        self._carriers: dict[int, Line | _ClientCarrier] = {}
+        self._carriers: dict[int, Carrier] = {}
         self._server: tuple[str, float] | None = None
         self._breaker = Breaker(self.place)
         self.ghosts = Ghosts()
@@ -65,6 +89,35 @@ class Store:
             raise self._breaker.failed(step.script.name, error) from error
         self._breaker.succeeded(step.script.name)
         return step.parse(texts(reply))
+
+    def follow(self, flow: Flow[T]) -> T:
+        """Carry all steps of a flow, and wait out its pauses.
+
+        Raises:
+            StoreUnavailableError: As for `run`, where the flow does not deal with it.
+        """
+        listener: Listener | None = None
+        answer: object = None
+        error: BaseException | None = None
+        try:
+            while True:
+                asked = flow.send(answer) if error is None else flow.throw(error)
+                answer = error = None
+                try:
+                    if isinstance(asked, Pause):
+                        listener = listener or Listener(self.client, self.prefix)
+                        answer = listener.wait(asked)
+                    else:
+                        answer = self.run(asked)
+                except BaseException as raised:  # noqa: BLE001  # for the flow to deal with
+                    error = raised
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        finally:
+            error = None  # its traceback leads here: a circle that would keep arguments alive
+            if listener is not None:
+                listener.close()
 
     def run_many(self, steps: Sequence[Step[T]]) -> list[T | StoreUnavailableError]:
         """Carry many steps in one round trip; each has its own answer or error.
@@ -88,6 +141,10 @@ class Store:
                 answers.append(step.parse(texts(reply)))
         return answers
 
+    def ask_again(self) -> None:
+        """Ask the server with the next step, even if it has failed just now."""
+        self._breaker.ask_again()
+
     def sibling(self) -> Store:
         """The same store over connections of its own, for a thread that shares none."""
         twin = Store(self._source)
@@ -98,7 +155,8 @@ class Store:
     def id(self) -> str:
         """Which server this is: part of its run id; empty where it does not say.
 
-        One round trip, once a process and after each outage.
+        A Cluster has none of its own, and who was promoted took the place of a server that had
+        another. One round trip, once a process and after each outage.
         """
         return self._identity()[0]
 
@@ -115,7 +173,10 @@ class Store:
     def _identity(self) -> tuple[str, float]:
         if self._server is None:
             try:
-                info: Any = self._connected().client.info("server")
+                client = self._connected().client
+                info: Any = {} if isinstance(client, redis.RedisCluster) else client.info()
+                if str(info.get("master_replid2", "")).strip("0"):  # of whom it was a replica
+                    info = {}
                 age = float(info.get("uptime_in_seconds", 0))
                 now = float(info.get("server_time_usec", 0)) / 1e6
                 self._server = str(info.get("run_id", ""))[:12], now - age
@@ -123,17 +184,31 @@ class Store:
                 self._server = "", 0.0  # fakeredis, an ACL without INFO: nobody can say
         return self._server
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether a thread that works behind tasks' backs may use it now.
+
+        Not where that would make a connection in the middle of a test, which has taken the place
+        of the lock store and refuses it: it is of what an earlier test has left.
+        """
+        is_own = not isinstance(self._source, (str, Like))
+        return diversion() is None or is_own or os.getpid() in self._carriers
+
     def client(self) -> Client:
         """The redis-py client, for commands of one's own."""
         return self._connected().client
 
-    def _connected(self) -> Line | _ClientCarrier:
+    def _connected(self) -> Carrier:
         pid = os.getpid()  # a forked child shares no connection with its parent
         found = self._carriers.get(pid)
         if found is None:
             # atomic: of two threads that come first, both go on with one client
-            found = self._carriers.setdefault(pid, _carrier(self._source))
+            found = self._carriers.setdefault(pid, self._carrier())
         return found
+
+    def _carrier(self) -> Carrier:
+        """What takes steps to the server and back; `once_pytest` stands in between."""
+        return _carrier(self._source)
 
 
 class Ghosts:
@@ -161,56 +236,65 @@ class Ghosts:
 def _place(source: str | Like | ClientSource) -> str:
     if isinstance(source, str):
         return masked(source)
-    return source.place if isinstance(source, Like) else "the client that was given"
+    return source.place if isinstance(source, Like) else GIVEN
 
 
-def _carrier(source: str | Like | ClientSource) -> Line | _ClientCarrier:
+def _carrier(source: str | Like | ClientSource) -> Carrier:
     if not isinstance(source, (str, Like)):
-        return _ClientCarrier(source() if callable(source) else source)
+        return _over(source() if callable(source) else source)
+    test = diversion()
+    if test is not None and not _place(source).startswith("memory:"):
+        test.connecting(_place(source))
     client = source.make() if isinstance(source, Like) else make_client(source)
     if type(client) is redis.Redis and type(client.connection_pool) is redis.ConnectionPool:
         return Line(client)
+    return _over(client)
+
+
+def _over(client: Client) -> Carrier:
+    if isinstance(client, redis.RedisCluster):
+        return ClusterCarrier(client)
     return _ClientCarrier(client)
 
 
 class _ClientCarrier:
-    """Over any redis-py client: Sentinel, Cluster, fakeredis, the user's own."""
+    """Over any redis-py client of one server: Sentinel's, fakeredis, the user's own."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
     def script(self, step: Step[Any]) -> object:
-        script, client = step.script, self.client
-        try:
-            return client.evalsha(script.sha, 1, step.key, *step.args)
-        except redis.exceptions.NoScriptError:
-            return client.eval(script.text, 1, step.key, *step.args)
+        return ask(self.client, step)
 
     def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
-        if isinstance(self.client, redis.RedisCluster):
-            return [self._one(step) for step in steps]  # its pipelines refuse EVALSHA
         pipeline = self.client.pipeline(transaction=False)
         for step in steps:
             pipeline.evalsha(step.script.sha, 1, step.key, *step.args)
         replies: list[object] = pipeline.execute(raise_on_error=False)
         return replies
 
-    def _one(self, step: Step[Any]) -> object:
-        try:
-            return self.script(step)
-        except FAILURES as error:
-            return error
-
 
 def _with_missing_scripts(
-    carrier: Line | _ClientCarrier, steps: Sequence[Step[Any]], replies: Sequence[object]
+    carrier: Carrier, steps: Sequence[Step[Any]], replies: Sequence[object]
 ) -> list[object]:
-    """Send again, one by one and with their text, the steps whose script the server had not."""
+    """Send steps again whose script the server had not: the first with its text, then the rest."""
     answers = list(replies)
-    for index, reply in enumerate(replies):
-        if isinstance(reply, redis.exceptions.NoScriptError):
-            answers[index] = carrier.script(steps[index])
+    missing = _missing(answers, range(len(answers)))
+    while missing:
+        first, *rest = missing
+        try:
+            answers[first] = carrier.script(steps[first])
+        except redis.ResponseError as error:
+            answers[first] = error  # of this step alone
+        again = carrier.scripts([steps[at] for at in rest]) if rest else []
+        for at, reply in zip(rest, again, strict=True):
+            answers[at] = reply
+        missing = _missing(answers, rest)  # those of other scripts, or on other nodes of a Cluster
     return answers
+
+
+def _missing(answers: Sequence[object], places: Iterable[int]) -> list[int]:
+    return [at for at in places if isinstance(answers[at], redis.exceptions.NoScriptError)]
 
 
 def texts(reply: Any) -> Any:  # noqa: ANN401  # whatever a script returned

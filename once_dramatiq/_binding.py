@@ -16,6 +16,7 @@ from dramatiq.middleware import AgeLimit
 from dramatiq.results import Results
 
 from once_core._client import Like
+from once_core._diversion import is_bypassed
 from once_core.envelope import OFF, Envelope
 from once_core.errors import ConfigurationError
 from once_core.guard import Guard
@@ -71,6 +72,8 @@ class Binding:
 
     def is_guarded(self, actor: Actor[..., Any]) -> bool:
         """Whether all messages of an actor are under guard."""
+        if is_bypassed():
+            return False
         once: Once = actor.options.get(OPTION)
         return self._every_actor if once is None else once is not False
 

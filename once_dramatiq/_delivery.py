@@ -14,7 +14,8 @@ from dramatiq.middleware import Interrupt, MiddlewareError, Shutdown, SkipMessag
 from dramatiq.middleware.time_limit import TimeLimitExceeded
 
 from once_core._clock import elapsed
-from once_core.attempt import Attempt, deferral, delay_after
+from once_core.attempt import Attempt, deferral_cause
+from once_core.delays import deferral, delay_after
 from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, OnceError, StoreUnavailableError
 from once_core.events import emit
@@ -105,7 +106,8 @@ class Delivery:
                 if envelope is None or envelope.deferrals * LONGEST_DEFERRAL > ttl:
                     raise  # waiting does not cure it
                 delay = deferral(envelope.deferrals + waits)
-                self._put_back(envelope, delay, f"it could not be ended: {error!r}", waits + 1)
+                why = f"it could not be ended: {error!r}"
+                self._put_back(envelope, delay, why, waits + 1, cause="result")
             waits += 1
 
     def _give_up_start(self) -> None:
@@ -128,8 +130,9 @@ class Delivery:
         is_copy = self._is_copy
         attempt = self._attempt = self._new_attempt(is_copy=is_copy)
         answer, reason = self._start(attempt)
+        cause = deferral_cause(answer)
         if answer is None and self._guard.options.on_store_error == "run":
-            attempt.tell("unguarded", reason)
+            attempt.tell("unguarded", reason, cause="start")
             self._attempt = None
             self._has_ended = True  # nothing of it is in the record, or it heals
             return True
@@ -146,10 +149,12 @@ class Delivery:
                 self._settlement.go_on_after_result()
                 self._end_without_run(attempt, answer._replace(status="repeated"))
             reason = "its time limit passed while it waited for the broker"
+            cause = "broker"
         elif answer is not None and answer.status not in ("overlap", "early"):
             self._end_without_run(attempt, answer)
         delay = delay_after(answer, attempt.envelope.deferrals + waits, LONGEST_DEFERRAL)
-        self._put_back(attempt.envelope._replace(is_copy=is_copy), delay, reason, waits + 1)
+        envelope = attempt.envelope._replace(is_copy=is_copy)
+        self._put_back(envelope, delay, reason, waits + 1, cause=cause)
         return False
 
     def _new_attempt(self, *, is_copy: bool) -> Attempt:
@@ -275,7 +280,9 @@ class Delivery:
         if self._attempt is not None:
             self._attempt.take_back_retry()
 
-    def _put_back(self, envelope: Envelope, delay: float, reason: str, waits: int) -> None:
+    def _put_back(
+        self, envelope: Envelope, delay: float, reason: str, waits: int, *, cause: str
+    ) -> None:
         """Enqueue it again: same id, arguments and retries.
 
         Returns, after a while, only if the broker is away as well: this worker is all that has it.
@@ -291,19 +298,22 @@ class Delivery:
                 binding.broker.enqueue(message, delay=max(1, round(delay * 1000)))
         except Exception as error:  # noqa: BLE001  # whatever a broker refuses it with: it is not lost
             why = f"{reason}; it stays with this worker, for it cannot be put back: {error}"
-            self._tell_deferred(envelope, why)
+            self._tell_deferred(envelope, why, cause)
             time.sleep(deferral(waits))
             return
-        self._tell_deferred(envelope, reason, delay)
+        self._tell_deferred(envelope, reason, cause, delay)
         self._skip(f"deferred by once: {reason}")
 
-    def _tell_deferred(self, envelope: Envelope, reason: str, delay: float | None = None) -> None:
+    def _tell_deferred(
+        self, envelope: Envelope, reason: str, cause: str, delay: float | None = None
+    ) -> None:
         emit(
             "deferred",
             task=self._guard.task,
             key=envelope.key,
             message_id=self.message_id,
             reason=reason,
+            cause=cause,
             delay=delay,
         )
 
@@ -346,7 +356,7 @@ class Delivery:
                 self._settlement.fail(error)
             looks += 1
             reason = f"waits for the result of {search.envelope.duplicate_of}"
-            self._put_back(search.envelope, delay, reason, looks)
+            self._put_back(search.envelope, delay, reason, looks, cause="result")
         self._skip(f"settled: as {search.envelope.duplicate_of} ended")
 
     def _skip(self, why: str) -> NoReturn:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from once_core import errors
+from once_core._diversion import is_bypassed
 from once_core.attempt import current_attempt
 from once_core.envelope import OFF, Envelope
 from once_core.events import logger
@@ -17,9 +18,10 @@ from once_dramatiq.errors import translated
 if TYPE_CHECKING:
     from dramatiq import Actor, Message
 
+    from once_core.guard import Guard
     from once_dramatiq._binding import Binding
 
-__all__ = ["PUBLISH", "enqueue"]
+__all__ = ["PUBLISH", "deliver", "enqueue", "terms"]
 
 PUBLISH = "once_publish"
 """Attribute of a message that was enqueued under guard: what became of it."""
@@ -55,7 +57,8 @@ def enqueue(binding: Binding, send: Send, message: Message[Any], delay: int | No
             return again
     actor = binding.broker.actors.get(message.actor_name)
     once = message.options.get(OPTION)
-    if actor is None or not (once is not None or binding.is_guarded(actor)):
+    is_asked_for = once is not None and not is_bypassed()
+    if actor is None or not (is_asked_for or binding.is_guarded(actor)):
         return send(message, delay=delay)
     try:
         return _enqueue_new(binding, actor, send, message, delay, is_sent=is_sent)
@@ -136,6 +139,28 @@ def _enqueue_new(
         # what waits for it would wait for ever: it runs, or fails, where it starts
         logger.warning("%s is sent without a claim: %s", actor.actor_name, error)
         return send(message, delay=delay)
+    return deliver(publication, send, message, delay, is_sent=is_sent, dispatched=dispatched)
+
+
+def deliver(
+    publication: Publication,
+    send: Send,
+    message: Message[Any],
+    delay: int | None,
+    *,
+    is_sent: bool,
+    dispatched: bool = False,
+) -> Message[Any]:
+    """Send a message that has its claim, or answer one that was refused.
+
+    Args:
+        publication: What the record has answered.
+        send: The broker's own ``enqueue``.
+        message: The message.
+        delay: In ms.
+        is_sent: It is that of a ``send()``, so nobody else knows it yet.
+        dispatched: A worker sends it on behalf of a message whose body is done.
+    """
     if not publication.publish.is_duplicate:
         return _send(publication, send, message, delay, is_ours=is_sent)
     may_raise = is_sent and not dispatched
@@ -150,6 +175,21 @@ def _claim(
     *,
     dispatched: bool,
 ) -> Publication:
+    guard, asked = terms(binding, actor, message, delay, dispatched=dispatched)
+    publication = claim(guard, **asked)
+    is_owed = publication.publish.is_duplicate and asked["own"]
+    return publication.unclaimed() if is_owed else publication
+
+
+def terms(
+    binding: Binding,
+    actor: Actor[..., Any],
+    message: Message[Any],
+    delay: int | None,
+    *,
+    dispatched: bool = False,
+) -> tuple[Guard, dict[str, Any]]:
+    """The guard of a message, and what its claim takes besides."""
     once = message.options.get(OPTION)
     call = given(once, actor.actor_name)
     if actor.options.get(OPTION) is False:
@@ -163,18 +203,16 @@ def _claim(
         binding.check_sharing(actor, guard.options, message)
     attempt = current_attempt()
     own = attempt is not None and attempt.message.id == message.message_id
-    publication = claim(
-        guard,
-        message.args,
-        message.kwargs,
-        message.message_id,
-        call=call,
-        delay=(delay or 0) / 1000,
-        expires=binding.expires(actor, message),
-        own=own,
-        dispatched=dispatched,
-    )
-    return publication.unclaimed() if publication.publish.is_duplicate and own else publication
+    return guard, {
+        "args": message.args,
+        "kwargs": message.kwargs,
+        "message_id": message.message_id,
+        "call": call,
+        "delay": (delay or 0) / 1000,
+        "expires": binding.expires(actor, message),
+        "own": own,
+        "dispatched": dispatched,
+    }
 
 
 def _send(

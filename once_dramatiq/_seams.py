@@ -9,7 +9,7 @@ what is wrapped changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.asyncio import async_to_sync
@@ -69,12 +69,15 @@ def wrap_stub(broker: Broker, forget: Callable[[], None]) -> None:
     broker.flush_all = flush_all  # type: ignore[method-assign]  # see above
 
 
-def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:
+def wrap_actor(
+    actor: Actor[..., Any], thread: ThreadState, send_many: Callable[..., list[Message[Any]]]
+) -> None:
     """Note when a message is that of a ``send()``, and when a coroutine has really ended.
 
     Args:
         actor: The actor; wrapped once, however often this is called.
         thread: Where it is noted.
+        send_many: What its ``send_many()`` does, which Dramatiq does not have.
     """
     send = actor.send_with_options
     if hasattr(send, "once_original"):
@@ -90,6 +93,7 @@ def wrap_actor(actor: Actor[..., Any], thread: ThreadState) -> None:
 
     send_with_options.once_original = send  # type: ignore[attr-defined]  # says that it is wrapped
     actor.send_with_options = send_with_options  # type: ignore[method-assign]  # see above
+    vars(actor).setdefault("send_many", partial(send_many, actor))
     if is_async(actor):
         actor.fn = async_to_sync(_tracked(actor.fn.__wrapped__))  # type: ignore[attr-defined]  # theirs
 

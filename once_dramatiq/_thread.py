@@ -74,6 +74,23 @@ class ThreadState(threading.local):
         return is_sent
 
     @contextmanager
+    def borrowed(self) -> Iterator[ThreadState]:
+        """Around a worker's work in a thread that is none, as tests do; it is as before afterwards.
+
+        Yields:
+            This, which says that it is a worker's and has no message yet.
+        """
+        mine = vars(self)  # of this thread
+        before = dict(mine)
+        mine.clear()
+        self.is_worker = True
+        try:
+            yield self
+        finally:
+            mine.clear()
+            mine.update(before)
+
+    @contextmanager
     def putting_back(self) -> Iterator[None]:
         """Around the enqueuing of a message that is to come again as it is."""
         self.is_putting_back = True

@@ -17,6 +17,7 @@ else:
         from dramatiq.errors import ConnectionError as BrokerConnectionError
 
 __all__ = [
+    "BrokerConnectionError",
     "ConfigurationError",
     "DuplicateTaskError",
     "GuardError",

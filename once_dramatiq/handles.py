@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from once_core import errors
+from once_core.bulk import Call
 from once_core.guard import Guard, Holder
+from once_core.options import OnceOptions, OnceOptionsDict
 from once_core.publish import OncePublish
+from once_dramatiq import _many
 from once_dramatiq._binding import OPTION
 from once_dramatiq._publish import PUBLISH
 from once_dramatiq.errors import ConfigurationError, translated
@@ -17,7 +21,7 @@ from once_dramatiq.middleware import OnceMiddleware
 if TYPE_CHECKING:
     from dramatiq import Actor, Message
 
-__all__ = ["holder", "is_locked", "published", "release"]
+__all__ = ["guard_of", "holder", "is_locked", "published", "release", "send_many"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,8 +70,8 @@ def holder(actor: Actor[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Holder |
     Raises:
         StoreUnavailableError: When nobody can say.
     """
-    with _guard(actor) as guard:
-        return guard.holder(args, kwargs)
+    with _translated():
+        return guard_of(actor).holder(args, kwargs)
 
 
 def release(actor: Actor[P, R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -87,13 +91,63 @@ def release(actor: Actor[P, R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
     Raises:
         StoreUnavailableError: When the store is away.
     """
-    with _guard(actor) as guard:
-        return guard.release(args, kwargs)
+    with _translated():
+        return guard_of(actor).release(args, kwargs)
 
 
-@contextmanager
-def _guard(actor: Actor[P, R]) -> Iterator[Guard]:
-    middleware = next((m for m in actor.broker.middleware if isinstance(m, OnceMiddleware)), None)
+def send_many(
+    actor: Actor[P, R],
+    calls: Iterable[Call],
+    *,
+    delay: int | timedelta | None = None,
+    once: OnceOptions | OnceOptionsDict | bool | None = None,
+    **options: Any,
+) -> list[Message[R]]:
+    """Send many messages of an actor, and pay for the locks of 500 with one round trip.
+
+    Each is sent or refused as by ``send()``; of equal calls the first is sent. Messages go out one
+    after the other. If the broker goes away in the middle, no further one is tried. The same as
+    ``actor.send_many(calls)``, which type checkers do not know.
+
+    Args:
+        actor: The actor.
+        calls: Arguments of each call: ``(args, kwargs)``.
+        delay: In ms, or a timedelta, as Dramatiq has it; before which none of them starts.
+        once: Options for these messages.
+        options: What ``send_with_options()`` takes besides, for all of them.
+
+    Returns:
+        The messages, in the order of the calls; those of duplicates carry their holder's id.
+
+    Raises:
+        BulkPublishError: Some were not sent. Its ``results`` has the message or the error of each;
+            nothing of those that were not sent is left claimed.
+        Exception: Nothing was sent, and for one reason: as ``send()`` raises it.
+
+    Example:
+        >>> import dramatiq
+        >>> from dramatiq.brokers.stub import StubBroker
+        >>> from once_dramatiq import OnceMiddleware, published
+        >>> broker = StubBroker(middleware=[])
+        >>> broker.add_middleware(OnceMiddleware(url="memory://send-many-example"))
+        >>> @dramatiq.actor(broker=broker, once=True)
+        ... def sync_order(order_id): ...
+        >>> messages = send_many(sync_order, [((1,), {}), ((2,), {}), ((1,), {})])
+        >>> [published(message).state for message in messages]
+        ['claimed', 'claimed', 'waiting']
+    """
+    middleware = _middleware(actor)
+    binding = middleware.binding(actor.broker) if middleware is not None else None
+    return _many.send_many(binding, actor, calls, delay=delay, once=once, **options)
+
+
+def guard_of(actor: Actor[P, R]) -> Guard:
+    """What once knows of an actor.
+
+    Raises:
+        ConfigurationError: It is not under guard.
+    """
+    middleware = _middleware(actor)
     if middleware is None:
         raise ConfigurationError(
             f"the broker of {actor.actor_name} has no OnceMiddleware, so nothing of it is locked; "
@@ -104,7 +158,16 @@ def _guard(actor: Actor[P, R]) -> Iterator[Guard]:
             f"{actor.actor_name} is not under guard (once=False), so asking for its lock would do "
             "nothing; take once=False from the actor, and give it to the messages that need it"
         )
+    return middleware.binding(actor.broker).guard(actor)
+
+
+def _middleware(actor: Actor[P, R]) -> OnceMiddleware | None:
+    return next((m for m in actor.broker.middleware if isinstance(m, OnceMiddleware)), None)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     try:
-        yield middleware.binding(actor.broker).guard(actor)
+        yield
     except errors.OnceError as error:
         raise translated(error) from error

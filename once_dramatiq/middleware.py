@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware, MiddlewareError
 
-from once_core import errors, protocol
+from once_core import errors, protocol, stream
+from once_core.checkup import warn_at_start
 from once_core.envelope import OFF, Envelope
 from once_core.events import emit, logger
 from once_core.options import OnceOptions, OnceOptionsDict
 from once_core.protocol import Message
 from once_dramatiq._binding import OPTION, Binding
 from once_dramatiq._delivery import Delivery
+from once_dramatiq._many import send_many
 from once_dramatiq._publish import enqueue
 from once_dramatiq._seams import wrap_actor, wrap_broker, wrap_stub
 from once_dramatiq._thread import ThreadState
@@ -80,6 +84,10 @@ class OnceMiddleware(Middleware):
             new = Binding(broker, self._defaults, self._thread, every_actor=self._every_actor)
             return self._bindings.setdefault(broker, new)
 
+    def borrow_thread(self) -> AbstractContextManager[ThreadState]:
+        """Around processing messages in a thread that is no worker's; for test tools."""
+        return self._thread.borrowed()
+
     # Declaring
 
     def before_declare_actor(self, broker: Broker, actor: Actor[..., Any]) -> None:
@@ -91,7 +99,7 @@ class OnceMiddleware(Middleware):
         """Wrap its ``send()``; also called for actors that are there when we are added."""
         self._wrap(broker)
         found = broker.get_actor(actor) if isinstance(actor, str) else actor  # before Dramatiq 2
-        wrap_actor(found, self._thread)
+        wrap_actor(found, self._thread, partial(send_many, self.binding(broker)))
 
     def after_declare_queue(self, broker: Broker, queue_name: str) -> None:
         """Wrap the broker before anything can be enqueued."""
@@ -117,6 +125,16 @@ class OnceMiddleware(Middleware):
         self._wrap(broker)
         others = [each for each in broker.middleware if each is not self]
         broker.middleware = [*others, self]  # a new list: Dramatiq goes through the old one now
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Say what is wrong with the lock server, if somebody has to know."""
+        binding = self.binding(broker)
+        actors = [each for each in broker.actors.values() if binding.is_guarded(each)]
+        warn_at_start(lambda: (binding.guard(each).store for each in actors))
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Write the events that wait: Dramatiq's processes end without `atexit`."""
+        stream.flush()
 
     def after_consumer_thread_boot(self, broker: Broker, thread: ConsumerThread) -> None:
         """Watch its connection."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,44 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _support.rabbitmq import AMQP_URL, is_rabbitmq_there
 
+from once_core import stream
+from once_core._heartbeat import heartbeat
+from once_core._surroundings import process_options
 from once_core.devserver import DevServer
+from once_core.events import logger
 
 if TYPE_CHECKING:
     from _support.deployment import Deployment
+
+
+@pytest.fixture(autouse=True)
+def own_tasks() -> Iterator[None]:
+    """Tests define tasks as users do: shared, so that Celery gives them to every later app."""
+    state: Any = sys.modules.get("celery._state")
+    before = set(state._on_app_finalizers) if state is not None else set()
+    current = getattr(state._tls, "current_app", None) if state is not None else None
+    yield
+    state = sys.modules.get("celery._state")
+    for each in set(state._on_app_finalizers) - before if state is not None else ():
+        if each.__module__ != "celery.app.builtins":  # imported just now
+            state._on_app_finalizers.discard(each)
+    if state is not None:
+        state._tls.current_app = current
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What one process has once is none of the next test's: options, leases, events, a logger."""
+    state = logger.level, logger.disabled, logger.propagate, list(logger.handlers)
+    yield
+    logger.level, logger.disabled, logger.propagate, logger.handlers = state
+    process_options.clear()
+    heartbeat()._held.clear()
+    heartbeat()._unfinished.clear()
+    stream._streams.clear()
+    for writer in list(stream._process.values()):
+        writer._waiting.clear()
+        writer._batch = []
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from once_core._clock import elapsed
+from once_core._lease import current_lease
 from once_core.demo import scenario
 from once_core.demo.ledger import Ledger
 from once_core.events import Event, subscribe
-from once_core.lease import current_lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,6 +1,6 @@
 -- claim: before the publish. May this call be sent, and with which ticket?
 -- KEYS: record
--- ARGV: id mode delay ttl heal latest expires until_done own nonce lost fingerprint retries
+-- ARGV: id mode delay ttl heal latest expires until_done own nonce lost fingerprint retries limit
 --   mode         skip or replace
 --   delay ttl heal   ms until it is due, that it may wait after that, before it may heal
 --   latest       ms after its first call that a burst may be delayed, or -1 for no bound
@@ -9,9 +9,10 @@
 --   own          1: called from the body of the running attempt, for its own message id
 --   nonce lost   of this claim; of an earlier one whose reply was lost, or ''
 --   fingerprint  of all arguments, '' where that does not matter
+--   limit        attempts that may run at once
 -- Returns: claimed|refreshed|replaced ticket delay
 --          moved|waiting|running|kept remaining ticket holder (both of the holder)
--- A full server refuses it as a whole; O(1).
+-- A full server refuses it as a whole. O(1), but for those who run or wait in the line.
 
 
 -- Nearly every call is one of two: the first of its unit, or a duplicate of one that waits. Both
@@ -20,7 +21,7 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
   local clock, text = redis.call('TIME'), string.format
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
-    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt')
+    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt', 'x1u', 'x2u', 'x3u', 'p0u', 'y0u')
   if not seen[1] then
     local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
     local due = now + ARGV[3]
@@ -35,7 +36,7 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
   end
   local is_plain = seen[2] and now < tonumber(seen[2]) and now < tonumber(seen[3])
     and tonumber(seen[4]) <= now and (ARGV[11] == '' or ARGV[11] ~= seen[5])
-  for index = 10, 15 do is_plain = is_plain and not seen[index] end
+  for index = 10, 21 do is_plain = is_plain and (index == 16 or not seen[index]) end
   if is_plain and seen[8] then
     local left = seen[8] - now
     is_plain = ARGV[8] == '0' and left > 0 and left <= tonumber(seen[9])
@@ -58,7 +59,9 @@ local delay, ttl, heal = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local latest, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
 local until_done, own, retries = ARGV[8] == '1', ARGV[9] == '1', tonumber(ARGV[13])
 
-local waiting, running, kept = record.w, record.x0, record.q
+local waiting, kept = record.w, record.q
+local slots = all('x')
+local own_run = own and with('x', 'i', id)
 
 local function refuse(status, part, name, free_at)
   if pruned or status == 'moved' then save(true) end
@@ -71,8 +74,12 @@ local function refuse(status, part, name, free_at)
 end
 
 if kept and not (own and kept.i == id) then return refuse('kept', kept, 'q', kept.u) end
-if until_done and running and not (own and running.i == id) then
-  return refuse('running', running, 'x0', running.u)
+if until_done and #slots >= tonumber(ARGV[14]) and not own_run then
+  local first = slots[1]
+  for _, name in ipairs(slots) do
+    if record[name].u < record[first].u then first = name end
+  end
+  return refuse('running', record[first], first, record[first].u)
 end
 
 if waiting and lost ~= '' and waiting.g == lost then

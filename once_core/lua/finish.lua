@@ -5,14 +5,15 @@
 --   delay ttl heal keep_for   ms; delay: of the retry
 --   queued    1: the scope limits what waits
 --   mark      hold: where a done mark is due, answer so and keep the lease, for the mark may be
---             left only after the result is stored; write: leave it now
+--             left only after the result is stored; write: leave it now; none: no copy of it
+--             can come
 --   again     1: sent before, perhaps heard: where a mark is due it is left at once, and a retry
 --             adds a part only where this attempt still runs
 -- Returns: finished held | due held | lost
 -- Opens with a command that a full server accepts.
 
 -- Nearly every end: the record is the running part of this attempt and nothing else.
-if ARGV[5] ~= 'retry' and ARGV[9] == '0' and ARGV[11] == 'hold' then
+if ARGV[5] ~= 'retry' and ARGV[9] == '0' and ARGV[11] ~= 'write' then
   local seen = redis.call('HMGET', KEYS[1], 'x0a', 'x0s', 'x0u', 'x0k', 'x0b', 'x0i', 'x0r', 'x0t',
     'x0f', 'x0z', 'l', 'v')
   local fields = 0
@@ -21,7 +22,8 @@ if ARGV[5] ~= 'retry' and ARGV[9] == '0' and ARGV[11] == 'hold' then
     local clock = redis.call('TIME')
     local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
     local held = now - seen[2]
-    if now < tonumber(seen[3]) and seen[3] - now <= tonumber(seen[4]) and held <= 60000 then
+    if now < tonumber(seen[3]) and seen[3] - now <= tonumber(seen[4])
+      and (held <= 60000 or ARGV[11] == 'none') then
       redis.call('DEL', KEYS[1])
       return 'finished ' .. string.format('%.0f', held)
     end
@@ -45,20 +47,21 @@ local function mark_done(mark)
   for index, name in ipairs(MARKS) do record[name] = marks[index] end
 end
 
-local running = record.x0
-local lost = not running or running.a ~= attempt
+local slot = with('x', 'a', attempt)
+local running = slot and record[slot]
+local lost = not running
 local held = running and now - running.s or 0
 if lost then
   drop_own(id, retries)
 else
-  if outcome ~= 'interrupted' then
+  if outcome ~= 'interrupted' and mark ~= 'none' then
     local due = running.m == 1 or held > LONG
     if due and mark == 'hold' and not again then return answer('due', held) end
     if due or mark == 'write' then
       mark_done({ i = id, r = retries, t = ticket, u = now + ttl })
     end
   end
-  record.x0 = nil
+  free(slot)
   if outcome == 'success' and keep_for > 0 then
     record.q = { u = now + keep_for, i = id, s = now }
   end

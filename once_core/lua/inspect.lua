@@ -4,8 +4,8 @@
 -- Returns: record now field value field value ...
 
 local answer = { 'record', text(now) }
-for _, name in ipairs(PARTS) do
-  for letter, value in pairs(record[name] or {}) do
+for name, part in pairs(record) do
+  for letter, value in pairs(part) do
     answer[#answer + 1] = name .. letter
     answer[#answer + 1] = text(value)
   end

@@ -4,13 +4,14 @@
 -- waiting part). Times are milliseconds of Redis TIME, numbers from it are microseconds.
 --   w   waiting        the message that may run next
 --   n   then           a retry waiting behind it
---   x0  running        the attempt that holds the lease (0: the only slot so far)
+--   x0  running        the attempt that holds the lease; x1 and on: more slots, with limit=
 --   k   done           mark of an attempt that ended, for late copies of its message; k1 to k3:
 --                      of those before it (several may have copies about)
 --   z   spent          a ticket that had copies, and the only message that may run with it
 --   o   replaced       tickets up to this one are dead (f: the highest of those that ran)
 --   q   kept           publishes are refused until then
---   y   released       an attempt whose lease a person took away
+--   y   released       an attempt whose lease a person took away; y1 and on: more of them
+--   p0  parked         who blocks until a slot is free, first come first served; p1 and on
 --   l   last number given out (tickets and fences)      v   version of the format
 -- Fields of parts:
 --   a attempt  b host and pid  c copies  d due  e heal_every  f fence  g nonce of the claim
@@ -24,9 +25,11 @@ local KEY = KEYS[1]
 local HEAL_FLOOR = 60000
 local TEXT = { a = true, b = true, g = true, i = true, j = true, x = true }
 local MARKS = { 'k', 'k1', 'k2', 'k3' }
-local PARTS = { 'w', 'n', 'x0', 'k', 'k1', 'k2', 'k3', 'z', 'o', 'q', 'y' }
 local KNOWN = {}
-for _, name in ipairs(PARTS) do KNOWN[name] = true end
+for name in string.gmatch('w n k k1 k2 k3 z o q y', '%w+') do KNOWN[name] = true end
+local NUMBERED = { x = true, y = true, p = true }
+local LONGEST_LINE = 128
+local GRANTED = 3000  -- ms in which whoever was parked has to take up the slot that it was given
 -- numbers that are 0 are not stored
 local ZERO = { __index = { c = 0, e = 0, m = 0, p = 0, r = 0, t = 0, z = 0 } }
 
@@ -54,15 +57,50 @@ local function answer(...)
   return table.concat(words, ' ')
 end
 
+local function is_known(name)
+  if KNOWN[name] then return true end
+  local number = string.match(name, '^%a(%d+)$')
+  return number ~= nil and NUMBERED[string.sub(name, 1, 1)] == true
+end
+
+-- Names of the parts of one kind that are there, in order: slots, whoever is parked.
+local function all(kind)
+  local names = {}
+  for name in pairs(record) do
+    if string.match(name, '^' .. kind .. '%d+$') then names[#names + 1] = name end
+  end
+  table.sort(names, function(one, other)
+    return tonumber(string.sub(one, 2)) < tonumber(string.sub(other, 2))
+  end)
+  return names
+end
+
+-- The name of the first part of a kind with this value in a field, if any.
+local function with(kind, letter, value)
+  for _, name in ipairs(all(kind)) do
+    if record[name][letter] == value then return name end
+  end
+end
+
+local function unused(kind)
+  local number = 0
+  while record[kind .. number] do number = number + 1 end
+  return kind .. number
+end
+
 local function prune()
   for name, part in pairs(record) do
     -- a part without its end is a stray field: half of a write that a failover lost
     if not part.u or part.u <= now then record[name], pruned = nil, true end
   end
-  local running = record.x0
-  if running and running.u > now + running.k then
-    -- the clock stepped back: hold the unit for one lease, not for the length of the step
-    running.u, pruned = now + running.k, true
+  for _, kind in ipairs({ 'x', 'p' }) do
+    for _, name in ipairs(all(kind)) do
+      local part = record[name]
+      if part.k and part.u > now + part.k then
+        -- the clock stepped back: hold the unit for one lease, not for the length of the step
+        part.u, pruned = now + part.k, true
+      end
+    end
   end
   for _, name in ipairs({ 'w', 'n', 'q' }) do
     local part = record[name]
@@ -81,7 +119,7 @@ local function load()
   for index = 1, #flat, 2 do
     local field, value = flat[index], flat[index + 1]
     local name, letter = string.sub(field, 1, -2), string.sub(field, -1)
-    if KNOWN[name] then
+    if is_known(name) then
       if not TEXT[letter] then value = tonumber(value) end
       local part = record[name]
       if not part then
@@ -98,22 +136,26 @@ local function load()
   prune()
 end
 
+-- Lua passes no more than some thousand arguments at once.
+local function in_slices(command, words)
+  for first = 1, #words, 1000 do
+    redis.call(command, KEY, unpack(words, first, math.min(first + 999, #words)))
+  end
+end
+
 -- Writes what changed. `opener`: begin with a command that a full server accepts, after which
 -- it accepts the rest of the script too; without it a full server refuses the step as a whole.
 local function save(opener)
   local latest, fields, set, gone = 0, {}, {}, {}
-  for _, name in ipairs(PARTS) do
-    local part = record[name]
-    if part then
-      latest = math.max(latest, part.u)
-      for letter, value in pairs(part) do
-        if value ~= 0 then
-          local field = name .. letter
-          fields[field] = true
-          if stored[field] ~= value then
-            set[#set + 1] = field
-            set[#set + 1] = text(value)
-          end
+  for name, part in pairs(record) do
+    latest = math.max(latest, part.u)
+    for letter, value in pairs(part) do
+      if value ~= 0 then
+        local field = name .. letter
+        fields[field] = true
+        if stored[field] ~= value then
+          set[#set + 1] = field
+          set[#set + 1] = text(value)
         end
       end
     end
@@ -123,7 +165,7 @@ local function save(opener)
     return
   end
   for field in pairs(stored) do
-    if not fields[field] and KNOWN[string.sub(field, 1, -2)] then gone[#gone + 1] = field end
+    if not fields[field] and is_known(string.sub(field, 1, -2)) then gone[#gone + 1] = field end
   end
   if #set == 0 and #gone == 0 then return end
   set[#set + 1], set[#set + 2] = 'l', text(last)
@@ -131,9 +173,9 @@ local function save(opener)
   local life = math.max(latest - now, 1)
   if unknown then life = math.max(life, redis.call('PTTL', KEY)) end
   local expires = opener and redis.call('PEXPIRE', KEY, text(life)) == 1
-  if #gone > 0 and opener then redis.call('HDEL', KEY, unpack(gone)) end
-  redis.call('HSET', KEY, unpack(set))
-  if #gone > 0 and not opener then redis.call('HDEL', KEY, unpack(gone)) end
+  if opener then in_slices('HDEL', gone) end
+  in_slices('HSET', set)
+  if not opener then in_slices('HDEL', gone) end
   if not expires then redis.call('PEXPIRE', KEY, text(life)) end
 end
 
@@ -174,6 +216,36 @@ end
 -- A copy may be sent, and does not count as one more doubling of the part's age.
 local function heal_now(part, at)
   part.h, part.e = at, math.max(part.e / 2, math.min(part.e, HEAL_FLOOR))
+end
+
+-- The lease of an attempt: a slot of its own.
+local function lease_of(attempt, where, id, retries, ticket, since, lease, fence)
+  return setmetatable({
+    a = attempt, b = where, i = id, r = retries, t = ticket, s = since, u = now + lease,
+    k = lease, f = fence,
+  }, ZERO)
+end
+
+local function first_parked()
+  local first
+  for _, name in ipairs(all('p')) do
+    if not first or record[name].t < record[first].t then first = name end
+  end
+  return first
+end
+
+-- Frees a slot. Whoever has been parked longest gets it before anybody who comes now; its name
+-- is published, and it asks for its place now and then in case it does not hear that.
+local function free(slot)
+  record[slot] = nil
+  local first = first_parked()
+  -- each counts by its own limit, which a deployment may just have lowered
+  if not first or #all('x') >= math.max(record[first].c, 1) then return end
+  local part = record[first]
+  record[first] = nil
+  record[slot] = lease_of(part.a, part.b, part.i, 0, part.t, now, GRANTED, number())
+  -- it may be refused: who has no channels asks for its turn now and then
+  redis.pcall('PUBLISH', KEY .. ':turn:' .. part.a, 'granted')
 end
 
 -- The message was taken away: its part goes, or may heal at once if copies are about.

@@ -5,14 +5,15 @@
 --   margin    ms that the lease may live on (a live body renews it), 0: it ends now
 -- Returns: reaped | not_yours, attempt where
 
-local running = record.x0
+local slot = ARGV[2] ~= '' and with('x', 'a', ARGV[2]) or with('x', 'i', ARGV[1])
+local running = slot and record[slot]
 if not running or running.i ~= ARGV[1] then return answer('not_yours', '', '') end
 if ARGV[2] == '' or running.a ~= ARGV[2] then return answer('not_yours', running.a, running.b) end
 local margin = tonumber(ARGV[3])
 if margin > 0 then
   running.u = math.min(running.u, now + margin)
 else
-  record.x0 = nil
+  free(slot)
 end
 save(true)
 return answer('reaped', running.a, running.b)

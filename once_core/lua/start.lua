@@ -1,16 +1,19 @@
 -- start: in the worker, before the body. Only a message known to be dead is refused; in doubt
 -- it runs.
 -- KEYS: record
--- ARGV: id ticket retries attempt where lease ttl heal longest window queued running give_up
+-- ARGV: id ticket retries attempt where lease ttl heal longest window queued running give_up limit park
 --   ticket    > 0 claimed; 0 or a negative nonce: sent without a claim
 --   lease ttl heal longest   ms; longest: of a deferral
 --   window    ms, or 0
 --   queued    1: the scope limits what waits      running   1: it limits what runs
 --   give_up   1: on_overlap is skip or raise
+--   limit     attempts that may run at once
+--   park      ms for which its place in the line is kept if it cannot start; 0: it does not wait.
+--             Only for whoever has no message: nothing of it waits in this record
 -- Returns: started fence waited found
 --          overlap|skipped|superseded|repeated|duplicate since remaining where holder
 --          early remaining
--- O(1).
+-- O(1), but for those who run or wait in the line.
 
 -- Nearly every start: the record is the waiting part of this message and nothing else. The
 -- general way below does the same in three times the time.
@@ -41,8 +44,9 @@ local attempt, where = ARGV[4], ARGV[5]
 local lease, ttl, heal = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local longest, window = tonumber(ARGV[9]), tonumber(ARGV[10])
 local queued, limited, give_up = ARGV[11] == '1', ARGV[12] == '1', ARGV[13] == '1'
+local limit, park = tonumber(ARGV[14]), tonumber(ARGV[15])
 
-local waiting, behind, running = record.w, record.n, record.x0
+local waiting, behind = record.w, record.n
 local spent, replaced = record.z, record.o
 
 local function end_with(status, part)
@@ -53,11 +57,33 @@ end
 
 local function named(part) return part and part.i == id end
 
-if running and running.a == attempt then
-  return answer('started', running.f, 0, 1)  -- its own first answer was lost
+local mine = with('x', 'a', attempt)
+if mine then
+  -- its own first answer was lost, or the slot was given to it while it was parked
+  local running = record[mine]
+  running.u, running.k, running.b = now + lease, lease, where
+  save(true)
+  return answer('started', running.f, 0, 1)
 end
 
-local own = named(running)
+-- a slot that its holder has left without a word belongs to whoever was here before
+local slots = all('x')
+while limited and #slots < limit do
+  local first = first_parked()
+  if not first or record[first].a == attempt then break end
+  free(unused('x'))
+  if #all('x') == #slots then break end
+  slots = all('x')
+end
+local own = with('x', 'i', id) ~= nil
+local running
+for _, name in ipairs(slots) do
+  local part = record[name]
+  if part.i == id or not (running and running.i == id) and (not running or part.u < running.u) then
+    running = part
+  end
+end
+local is_full = limited and running and (own or #slots >= limit)
 local stands = stands_for(waiting, id, ticket, retries) or stands_for(behind, id, ticket, retries)
 local mentioned = named(waiting) or named(behind)
 
@@ -73,7 +99,7 @@ if named(waiting) and retries < waiting.r and ticket > 0 and ticket < waiting.t 
 end
 -- Replaced again and again while it waits in a backlog, a unit would never run: now and then an
 -- older message runs in the place of the newest, which still runs after it.
-local is_starving = not (limited and running) and waiting and waiting.p == 1 and now >= waiting.d
+local is_starving = not is_full and waiting and waiting.p == 1 and now >= waiting.d
   and now - math.max(waiting.s, waiting.q or 0) >= heal
   and ticket < waiting.t and ticket > (replaced and replaced.f or 0)
 
@@ -86,7 +112,16 @@ if ticket > 0 and not (own or stands or mentioned) then
   end
 end
 
-if limited and running then
+if is_full then
+  local place = with('p', 'a', attempt)
+  -- every step reads the whole line: whoever comes when it is full asks again without a place
+  if park > 0 and (place or #all('p') < LONGEST_LINE) then
+    place = place or unused('p')
+    local parked = record[place] or setmetatable({ a = attempt, b = where, i = id, t = number() }, ZERO)
+    parked.u, parked.k, parked.c = now + park, park, limit
+    record[place] = parked
+    return end_with('overlap', running)
+  end
   local mine = waiting and (waiting.t == ticket or named(waiting))
   if own and retries <= running.r then running.m = 1 end
   if give_up and not own and retries == 0 then
@@ -115,10 +150,9 @@ if ticket > 0 and record.o then record.o.f = math.max(record.o.f or 0, ticket) e
 
 local fence = number()
 if limited then
-  record.x0 = {
-    a = attempt, b = where, i = id, r = retries, t = ticket, s = now, u = now + lease,
-    k = lease, f = fence,
-  }
+  local parked = with('p', 'a', attempt)
+  if parked then record[parked] = nil end
+  record[unused('x')] = lease_of(attempt, where, id, retries, ticket, now, lease, fence)
 end
 
 local part = stands_for(waiting, id, ticket, retries) and waiting

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from once_core.lease import current_lease
+from once_core._lease import current_lease
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ HEAL_FLOOR = 60.0
 """Seconds; the wait before a part heals never falls below this, except where it began lower."""
 LONG_RUN = 60.0
 LONGEST_DEFERRAL = 30.0
+LONGEST_LINE = 128
+GRANT = 3.0
+"""Seconds in which a slot that was given to somebody in the line has to be taken up."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Waiting(Part):
 
 @dataclass
 class Running(Part):
-    """The attempt that holds the lease."""
+    """An attempt that holds a lease, in a slot of its own."""
 
     letters: ClassVar[dict[str, str]] = {
         "until": "u", "attempt": "a", "where": "b", "id": "i", "retries": "r", "ticket": "t",
@@ -130,11 +133,28 @@ class Released(Part):
     attempt: str
 
 
-SECONDS = {"until", "since", "due", "heals_at", "heals_every", "lease", "burst_ends"}
+@dataclass
+class Parked(Part):
+    """An attempt that waits for a slot; whoever has the lowest number is next."""
+
+    letters: ClassVar[dict[str, str]] = {
+        "until": "u", "attempt": "a", "where": "b", "id": "i", "number": "t", "limit": "c",
+        "length": "k",
+    }  # fmt: skip
+    attempt: str
+    where: str
+    id: str
+    number: int
+    limit: int
+    length: float
+
+
+SECONDS = {"until", "since", "due", "heals_at", "heals_every", "lease", "burst_ends", "length"}
 PREFIXES = {
-    "waiting": "w", "behind": "n", "running": "x0", "done": "k", "done_1": "k1", "done_2": "k2",
-    "done_3": "k3", "spent": "z", "replaced": "o", "kept": "q", "released": "y",
+    "waiting": "w", "behind": "n", "done": "k", "done_1": "k1", "done_2": "k2", "done_3": "k3",
+    "spent": "z", "replaced": "o", "kept": "q",
 }  # fmt: skip
+SEVERAL = {"slots": "x", "line": "p", "released": "y"}
 MARKS = ("done", "done_1", "done_2", "done_3")
 
 
@@ -144,7 +164,6 @@ class State:
 
     waiting: Waiting | None = None
     behind: Waiting | None = None
-    running: Running | None = None
     done: Done | None = None
     done_1: Done | None = None
     done_2: Done | None = None
@@ -152,13 +171,63 @@ class State:
     spent: Spent | None = None
     replaced: Replaced | None = None
     kept: Kept | None = None
-    released: Released | None = None
+    slots: dict[int, Running] = field(default_factory=dict)
+    line: dict[int, Parked] = field(default_factory=dict)
+    released: dict[int, Released] = field(default_factory=dict)
     last: int = 0
 
     def parts(self) -> dict[str, Part]:
-        """The parts that are there, by their word."""
-        found = {word: getattr(self, word) for word in PREFIXES}
-        return {word: part for word, part in found.items() if part is not None}
+        """The parts that are there, by how they begin in Redis."""
+        found = {prefix: getattr(self, word) for word, prefix in PREFIXES.items()}
+        for word, prefix in SEVERAL.items():
+            found |= {prefix + _suffix(word, n): part for n, part in getattr(self, word).items()}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def at(self, now: float) -> State:
+        """A copy with the parts alone that last longer than this."""
+        state = State(last=self.last)
+        for word in PREFIXES:
+            part = getattr(self, word)
+            setattr(state, word, copy.copy(part) if part and part.until > now else None)
+        for word in SEVERAL:
+            parts = getattr(self, word).items()
+            setattr(state, word, {n: copy.copy(part) for n, part in parts if part.until > now})
+        return state
+
+    @property
+    def running(self) -> list[Running]:
+        """Who holds a lease, in the order of the slots."""
+        return [self.slots[number] for number in sorted(self.slots)]
+
+    def run_of(self, message_id: str) -> Running | None:
+        """The run of this message."""
+        return next((each for each in self.running if each.id == message_id), None)
+
+    def lease_of(self, attempt: str) -> Running | None:
+        """The lease of this attempt."""
+        return next((each for each in self.running if each.attempt == attempt), None)
+
+    @property
+    def free_first(self) -> Running:
+        """Whose lease ends first if nobody renews."""
+        return min(self.running, key=lambda each: each.until)
+
+    @property
+    def next_in_line(self) -> Parked | None:
+        """Who waits longest."""
+        return min(self.line.values(), key=lambda each: each.number, default=None)
+
+    def take_slot(self, running: Running) -> None:
+        """In the first slot that is free."""
+        self.slots[_unused(self.slots)] = running
+
+    def leave_slot(self, running: Running) -> None:
+        """One slot is free."""
+        self.slots = {n: each for n, each in self.slots.items() if each is not running}
+
+    def leave_line(self, attempt: str) -> None:
+        """This attempt waits no more."""
+        self.line = {n: each for n, each in self.line.items() if each.attempt != attempt}
 
     @property
     def marks(self) -> list[Done]:
@@ -178,12 +247,24 @@ class State:
         if self.waiting is None:
             self.waiting, self.behind = self.behind, None
 
-    def forget(self, part: Part | None) -> None:
-        """Take this very part out."""
-        for word, found in self.parts().items():
-            if found is part:
-                setattr(self, word, None)
+    def forget(self, part: Waiting | None) -> None:
+        """It waits no more."""
+        if self.waiting is part:
+            self.waiting = None
+        if self.behind is part:
+            self.behind = None
         self.close_ranks()
+
+
+def _suffix(word: str, number: int) -> str:
+    """Once there was room for one released attempt alone, so the first has no number."""
+    if word == "released":
+        return str(number - 1) if number else ""
+    return str(number)
+
+
+def _unused(numbers: dict[int, Any]) -> int:
+    return next(number for number in range(len(numbers) + 1) if number not in numbers)
 
 
 @dataclass
@@ -197,14 +278,14 @@ class RecordModel:
     def in_redis(self) -> dict[str, str]:
         """The hash as it has to be in Redis."""
         hashed: dict[str, str] = {}
-        for word, part in self.state.parts().items():
+        for prefix, part in self.state.parts().items():
             for name in (each.name for each in fields(part)):
                 value = getattr(part, name)
                 if value is None or (not isinstance(value, str) and not value):
                     continue  # zeros are not stored
                 if name in SECONDS:
                     value = round(value * 1000)
-                hashed[PREFIXES[word] + part.letters[name]] = (
+                hashed[prefix + part.letters[name]] = (
                     value if isinstance(value, str) else str(int(value))
                 )
         return {**hashed, "l": str(self.state.last), "v": "1"} if hashed else {}
@@ -215,11 +296,11 @@ class RecordModel:
 
     def seen(self, now: float) -> State:
         """The parts that count at this time, as a step would find them."""
-        state = copy.copy(self.state)
-        for word, part in self.state.parts().items():
-            setattr(state, word, copy.copy(part) if part.until > now else None)
-        if state.running:
-            state.running.until = min(state.running.until, now + state.running.lease)
+        state = self.state.at(now)
+        for running in state.running:
+            running.until = min(running.until, now + running.lease)
+        for parked in state.line.values():
+            parked.until = min(parked.until, now + parked.length)
         for part in (state.waiting, state.behind):
             if part and part.since > now:  # the clock stepped back
                 ahead = part.since - now
@@ -253,15 +334,18 @@ class RecordModel:
         lost: str = "",
         fingerprint: str = "",
         retries: int = 0,
+        limit: int = 1,
     ) -> Claim:
         """May this call be sent?"""
         state = self.seen(now)
-        waiting, running, kept = state.waiting, state.running, state.kept
+        waiting, kept = state.waiting, state.kept
         # one's own work does not stand in one's way
         if kept and not (own and kept.id == message_id):
             return self._refuse(state, now, "kept", kept, kept.id, kept.until)
-        if until_done and running and not (own and running.id == message_id):
-            return self._refuse(state, now, "running", running, running.id, running.until)
+        is_own = own and state.run_of(message_id) is not None
+        if until_done and len(state.slots) >= limit and not is_own:
+            first = state.free_first
+            return self._refuse(state, now, "running", first, first.id, first.until)
         if waiting and lost and waiting.nonce == lost:
             # nobody saw that claim: it must not make others wait longer than one claim would
             self._heal_now(waiting, min(waiting.heals_at, now))
@@ -314,7 +398,7 @@ class RecordModel:
         self._save(state)
         return "withdrawn" if found else "not_yours"
 
-    def start(  # noqa: C901  # one branch a rule
+    def start(  # noqa: C901, PLR0912  # one branch a rule
         self,
         now: float,
         message: Message,
@@ -328,23 +412,35 @@ class RecordModel:
         queued: bool = True,
         running: bool = True,
         give_up: bool = False,
+        limit: int = 1,
+        park: float = 0.0,
     ) -> Start:
         """May this delivery run now?"""
         state = self.seen(now)
-        holder = state.running
-        if holder and holder.attempt == attempt:
-            return Start("started", holder.fence, 0.0, found=True)
+        mine = state.lease_of(attempt)
+        if mine:
+            mine.until, mine.lease, mine.where = now + lease, lease, where
+            self._save(state)
+            return Start("started", mine.fence, 0.0, found=True)
+        if running:
+            self._serve_the_line(state, now, limit, attempt)
+        holder = self._in_the_way(state, message, limit) if running else None
         queue = [part for part in (state.waiting, state.behind) if part]
         exact = [part for part in queue if part.stands_for(message)]
         named = [part for part in queue if part.id == message.id]
-        starving = not (running and holder) and self._is_starving(state, now, message, heal_after)
+        starving = not holder and self._is_starving(state, now, message, heal_after)
         ended = self._is_over(state, now, message, known=bool(exact or named), starving=starving)
         if ended:
             self._save(state)
             return ended
-        if running and holder:
+        has_place = any(each.attempt == attempt for each in state.line.values())
+        if holder and park and (has_place or len(state.line) < LONGEST_LINE):
+            self._wait_in_line(state, now, message, attempt, where, limit, park)
+            self._save(state)
+            return self._refusal("overlap", holder, now)
+        if holder:
             status, part = self._meet(
-                state, now, message, named, ttl, heal_after, queued=queued, give_up=give_up
+                state, now, message, holder, named, ttl, heal_after, queued=queued, give_up=give_up
             )
             self._save(state)
             return self._refusal(status, part or holder, now)
@@ -358,10 +454,12 @@ class RecordModel:
             state.replaced.started = max(state.replaced.started, message.ticket)
         fence = self._number(state, now)
         if running:
-            state.running = Running(
+            state.leave_line(attempt)
+            running_now = Running(
                 now + lease, attempt, where, message.id, message.retries, message.ticket, now,
                 lease, fence,
             )  # fmt: skip
+            state.take_slot(running_now)
         mine = next(iter(exact + named), None)
         if mine and mine is state.waiting:
             if mine.copies:
@@ -386,26 +484,29 @@ class RecordModel:
         lease: float,
         fence: int,
         held: float,
+        limit: int = 1,
     ) -> str:
         """Heartbeat of an attempt."""
         state = self.seen(now)
-        if state.released and state.released.attempt == attempt:
+        own = state.lease_of(attempt)
+        if own:
+            own.until, own.lease = now + lease, lease
+            self._save(state)
+            return "renewed"
+        if any(each.attempt == attempt for each in state.released.values()):
             return "lost"
-        if state.running is None:
-            state.running = Running(
-                now + lease, attempt, where, message.id, message.retries, message.ticket,
-                now - held, lease, fence,
-            )  # fmt: skip
-            state.last = max(state.last, fence)
-            self._drop_what_ran(state, message)
-            answer = "restored"
-        elif state.running.attempt == attempt:
-            state.running.until, state.running.lease = now + lease, lease
-            answer = "renewed"
-        else:
-            answer = "lost"
+        if len(state.slots) >= limit or state.run_of(message.id):
+            self._save(state)
+            return "lost"
+        restored = Running(
+            now + lease, attempt, where, message.id, message.retries, message.ticket, now - held,
+            lease, fence,
+        )  # fmt: skip
+        state.take_slot(restored)
+        state.last = max(state.last, fence)
+        self._drop_what_ran(state, message)
         self._save(state)
-        return answer
+        return "restored"
 
     def finish(
         self,
@@ -419,21 +520,21 @@ class RecordModel:
         delay: float = 0.0,
         keep_for: float = 0.0,
         queued: bool = True,
-        write_mark: bool = False,
+        mark: str = "hold",
     ) -> Finish:
         """The body ended."""
         state = self.seen(now)
-        held = now - state.running.since if state.running else 0.0
-        own = state.running is not None and state.running.attempt == attempt
+        own = state.lease_of(attempt)
+        held = now - own.since if own else 0.0
         if own:
-            late_copy_likely = state.running.redelivered or held > LONG_RUN
+            late_copy_likely = own.redelivered or held > LONG_RUN
             if outcome != "interrupted":
-                if late_copy_likely and not write_mark:
+                if late_copy_likely and mark == "hold":
                     return Finish("due", held)
-                if late_copy_likely or write_mark:
-                    mark = Done(now + ttl, message.id, message.retries, message.ticket)
-                    state.mark_done(mark)
-            state.running = None
+                if mark != "none" and (late_copy_likely or mark == "write"):
+                    done = Done(now + ttl, message.id, message.retries, message.ticket)
+                    state.mark_done(done)
+            self._free(state, now, own)
             if outcome == "success" and keep_for:
                 state.kept = Kept(now + keep_for, message.id, now)
         else:
@@ -453,23 +554,35 @@ class RecordModel:
     def reap(self, now: float, message_id: str, attempt: str = "", *, margin: float = 0.0) -> Reap:
         """The process of this message died."""
         state = self.seen(now)
-        holder = state.running
-        if holder is None or holder.id != message_id:
+        lease = state.lease_of(attempt) or state.run_of(message_id)
+        if lease is None or lease.id != message_id:
             return Reap(reaped=False)
-        if holder.attempt != attempt:
-            return Reap(False, holder.attempt, holder.where)
+        if lease.attempt != attempt:
+            return Reap(False, lease.attempt, lease.where)
         if margin > 0:
-            holder.until = min(holder.until, now + margin)
+            lease.until = min(lease.until, now + margin)
         else:
-            state.running = None
+            self._free(state, now, lease)
         self._save(state)
-        return Reap(True, holder.attempt, holder.where)
+        return Reap(True, lease.attempt, lease.where)
+
+    def leave(self, now: float, attempt: str) -> str:
+        """Whoever waits in the line gives up; it may have been given its slot already."""
+        state = self.seen(now)
+        state.leave_line(attempt)
+        lease = state.lease_of(attempt)
+        if lease:
+            self._free(state, now, lease)
+        self._save(state)
+        return "left"
 
     def release(self, now: float, holder_id: str = "") -> Release:
-        """A person frees the unit of work."""
+        """A person frees the unit of work, or the slot of one who runs."""
         state = self.seen(now)
-        if state.running:
-            holder = state.running.id
+        own = state.run_of(holder_id)
+        freed = [own] if own else state.running
+        if freed:
+            holder = freed[0].id
         elif state.waiting:
             holder = state.waiting.holder
         elif state.kept:
@@ -477,12 +590,29 @@ class RecordModel:
         else:
             return Release("free")
         if holder_id and holder_id != holder:
-            return Release("other", holder)
-        if state.running:
-            state.released = Released(now + state.running.lease, state.running.attempt)
-        state.running = state.waiting = state.behind = state.kept = None
+            return self._release_beside(state, holder_id) or Release("other", holder)
+        if freed == state.running:
+            state.waiting = state.behind = state.kept = None
+        for lease in freed:
+            released = Released(now + lease.lease, lease.attempt)
+            state.released[_unused(state.released)] = released
+            self._free(state, now, lease)
         self._save(state)
         return Release("released", holder)
+
+    def _release_beside(self, state: State, holder_id: str) -> Release | None:
+        """Others run: what waits or is kept under this id goes."""
+        found = False
+        for part in (state.waiting, state.behind):
+            if part and part.holder == holder_id:
+                state.forget(part)
+                found = True
+        if state.kept and state.kept.id == holder_id:
+            state.kept, found = None, True
+        if not found:
+            return None
+        self._save(state)
+        return Release("released", holder_id)
 
     # what they share
 
@@ -492,6 +622,54 @@ class RecordModel:
             self.state = State()
         elif state.parts() != self.state.parts():
             self.state = state
+
+    def _free(self, state: State, now: float, lease: Running) -> None:
+        """A slot is free: whoever waits longest has it, for as long as it takes to take it up."""
+        number = next(number for number, each in state.slots.items() if each is lease)
+        state.leave_slot(lease)
+        first = state.next_in_line
+        # each counts by its own limit, which a deployment may just have lowered
+        if first and len(state.slots) < first.limit:
+            state.slots[number] = self._grant(state, now, first)
+
+    def _grant(self, state: State, now: float, first: Parked) -> Running:
+        state.leave_line(first.attempt)
+        return Running(
+            now + GRANT, first.attempt, first.where, first.id, 0, first.number, now, GRANT,
+            self._number(state, now),
+        )  # fmt: skip
+
+    def _serve_the_line(self, state: State, now: float, limit: int, attempt: str) -> None:
+        """Nobody says that a lease has lapsed: its slot goes to who waits longer than this one."""
+        while len(state.slots) < limit:
+            first = state.next_in_line
+            if first is None or first.attempt == attempt or len(state.slots) >= first.limit:
+                return
+            state.take_slot(self._grant(state, now, first))
+
+    @staticmethod
+    def _in_the_way(state: State, message: Message, limit: int) -> Running | None:
+        """The run of the same message, or the first of those who have taken all slots to end."""
+        own = state.run_of(message.id)
+        if own or not state.slots or len(state.slots) < limit:
+            return own
+        return state.free_first
+
+    def _wait_in_line(
+        self,
+        state: State,
+        now: float,
+        message: Message,
+        attempt: str,
+        where: str,
+        limit: int,
+        park: float,
+    ) -> None:
+        mine = next((each for each in state.line.values() if each.attempt == attempt), None)
+        if mine is None:
+            mine = Parked(0.0, attempt, where, message.id, self._number(state, now), limit, park)
+            state.line[_unused(state.line)] = mine
+        mine.until, mine.length, mine.limit = now + park, park, limit
 
     @staticmethod
     def _is_starving(state: State, now: float, message: Message, heal_after: float) -> bool:
@@ -518,10 +696,11 @@ class RecordModel:
         is_retried = first and first.id == message.id and first.retries > message.retries
         if is_retried and first.ticket > message.ticket:
             return self._refusal("repeated", first, now)
-        if known or (state.running and state.running.id == message.id):
+        if known or state.run_of(message.id):
             return None
         if state.replaced and state.replaced.ticket >= message.ticket and not starving:
-            return self._refusal("superseded", first or state.running, now)
+            newer = first or (state.free_first if state.slots else None)
+            return self._refusal("superseded", newer, now)
         spent = state.spent
         if spent and spent.ticket == message.ticket and spent.id != message.id:
             return None if message.retries else self._refusal("superseded", spent, now)
@@ -532,6 +711,7 @@ class RecordModel:
         state: State,
         now: float,
         message: Message,
+        holder: Running,
         named: list[Waiting],
         ttl: float,
         heal_after: float,
@@ -540,8 +720,7 @@ class RecordModel:
         give_up: bool,
     ) -> tuple[str, Waiting | None]:
         """Another attempt runs: what becomes of the message, and who is named for it."""
-        holder, first = state.running, state.waiting
-        assert holder is not None
+        first = state.waiting
         own = holder.id == message.id
         mine = first is not None and (first in named or first.ticket == message.ticket)
         if own and message.retries <= holder.retries:

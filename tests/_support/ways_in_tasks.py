@@ -115,7 +115,7 @@ def carried_by(scene: Deployment, unit: str, message_id: str) -> list[dict[str, 
 
 def record(scene: Deployment, unit: str, task: str = "work", *args: object) -> dict[str, str]:
     """The record of a unit of work as it is in Redis."""
-    key = scene.task(task)._guard().key((unit, *args), {})
+    key = scene.task(task).once_guard().key((unit, *args), {})
     found = scene.store.client().hgetall(key)
     return {name.decode(): value.decode() for name, value in found.items()}
 

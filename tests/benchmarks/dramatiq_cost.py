@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from _support.waiting import wait_until
 from celery_cost import by_turns, commands, grown
 from dramatiq import Worker
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AgeLimit, Callbacks, Pipelines, Retries, TimeLimit
+from dramatiq.middleware import AgeLimit, Callbacks, Middleware, Pipelines, Retries, TimeLimit
 
+from once_core._client import make_client
+from once_core._line import Line
 from once_core.devserver import DevServer
+from once_core.protocol import inspect
 from once_dramatiq import OnceMiddleware
 
 TARGETS = {"fresh": 1.8, "duplicate": 1.0, "throughput": 0.9}
@@ -36,15 +40,38 @@ WARM = 200
 ROUNDS = 9
 
 
-class Side:
-    """A broker with a no-op actor that counts, with our middleware or without. For one worker."""
+class TwoTrips(Middleware):
+    """The floor of any lock that asks before and after a body: two questions of no meaning."""
 
-    def __init__(self, broker: DevServer, store: DevServer, *, is_guarded: bool) -> None:
+    def __init__(self, store: DevServer) -> None:
+        self._line = Line(make_client(store.url))
+        self._step = inspect("once:floor")
+
+    def before_process_message(self, broker: Any, message: Any) -> None:  # a hook
+        self._line.script(self._step)
+
+    def after_process_message(  # a hook
+        self, broker: Any, message: Any, *, result: object = None, exception: object = None
+    ) -> None:
+        self._line.script(self._step)
+
+
+class Side:
+    """A broker with a no-op actor that counts. For one worker.
+
+    Args:
+        broker: Where its messages lie.
+        store: Where its locks lie.
+        kind: ``"plain"``, ``"guarded"`` with our middleware, or ``"floor"``.
+    """
+
+    def __init__(self, broker: DevServer, store: DevServer, kind: str) -> None:
         # the default middleware, without Prometheus, which older versions add
         middleware = [AgeLimit(), TimeLimit(), Callbacks(), Pipelines(), Retries()]
-        namespace = "guarded" if is_guarded else "plain"
-        self.broker = RedisBroker(url=broker.url, middleware=middleware, namespace=namespace)
-        if is_guarded:
+        self.broker = RedisBroker(url=broker.url, middleware=middleware, namespace=kind)
+        if kind == "floor":
+            self.broker.add_middleware(TwoTrips(store))
+        if kind == "guarded":
             self.broker.add_middleware(OnceMiddleware(url=store.url, every_actor=True))
         self.started_at: list[float] = []
         self.actor: Any = dramatiq.actor(self._note, broker=self.broker, actor_name="noop")
@@ -69,8 +96,7 @@ class Side:
 
 def publishing(broker: DevServer, store: DevServer, rounds: int) -> None:
     """Cost of `send()`: plain, fresh, duplicate, and the limit of any lock."""
-    plain = Side(broker, store, is_guarded=False)
-    guarded = Side(broker, store, is_guarded=True)
+    plain, guarded = Side(broker, store, "plain"), Side(broker, store, "guarded")
     client = store.client()
     numbers = iter(range(10**9))
 
@@ -97,22 +123,25 @@ def publishing(broker: DevServer, store: DevServer, rounds: int) -> None:
 
 def working(broker: DevServer, store: DevServer) -> None:
     """Throughput of a no-op worker, and what one message costs the lock server."""
-    rates: dict[str, list[float]] = {"plain": [], "guarded": []}
-    begin_stats = commands(store)
+    rates: dict[str, list[float]] = {"plain": [], "guarded": [], "floor": []}
+    used: Counter[str] = Counter()
     for _ in range(ROUNDS):
         for name, some in rates.items():
-            side = Side(broker, store, is_guarded=name == "guarded")
-            some.append(side.rate(NO_OPS))
-    ratios = [mine / theirs for mine, theirs in zip(rates["guarded"], rates["plain"], strict=True)]
+            before = commands(store)
+            some.append(Side(broker, store, name).rate(NO_OPS))
+            if name == "guarded":
+                used.update(grown(before, commands(store)))
     print(f"\nno-op worker, {THREADS} threads in this process, {ROUNDS} alternating runs")
     for name, some in rates.items():
         print(f"  {name:9}" + " ".join(f"{rate:5.0f}/s" for rate in some))
-    print(
-        f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}),"
-        f" target at least {TARGETS['throughput']:.2f}"
-    )
+    for name in ("guarded", "floor"):
+        ratios = [mine / theirs for mine, theirs in zip(rates[name], rates["plain"], strict=True)]
+        print(
+            f"  {name:9}{statistics.median(ratios):.2f} x plain "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    print(f"  target at least {TARGETS['throughput']:.2f}; floor = two round trips that do nothing")
     messages = ROUNDS * NO_OPS
-    used = grown(begin_stats, commands(store))
     trips = used.get("evalsha", 0) + used.get("eval", 0)
     inside = sum(count for name, count in used.items() if name not in ("evalsha", "eval"))
     print(f"\nlock server, {messages} messages from publish to end")

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -515,7 +516,9 @@ class Producer(threading.Thread, ABC):
     def stop(self) -> None:
         self._stop_now.set()
         self.join(30)
-        assert not self.is_alive(), "a producer hangs in a call"
+        frame = sys._current_frames().get(self.ident or 0)
+        where = "".join(traceback.format_stack(frame)[-8:]) if frame is not None else ""
+        assert not self.is_alive(), f"a producer hangs in a call:\n{where}"
 
     def run(self) -> None:
         kinds = [(kind, number) for kind, count in self.UNITS.items() for number in range(count)]

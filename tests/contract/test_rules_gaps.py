@@ -34,7 +34,7 @@ def retry_of(message: Message) -> Message:
 def end_with_mark(store: Unit, message: Message, outcome: str = "success") -> None:
     """Start and finish a message whose late copy has to be expected."""
     assert store.start(message).status == "started"
-    store.finish(message, outcome=outcome, write_mark=True)
+    store.finish(message, outcome=outcome, mark="write")
 
 
 # every step

@@ -26,6 +26,8 @@ WORKER: dict[str, Any] = {"where": "host:1:boot", "lease": 60.0}
 M1 = Message("m1", 1)
 
 EVERY_STEP = {
+    "leave": protocol.leave("k", "a1"),
+    "age": protocol.age("k", 1.0),
     "claim": protocol.claim("k", "m1", **WAITING),
     "confirm": protocol.confirm("k", 1, ttl=60.0),
     "finish": protocol.finish("k", M1, "a1", "success", **WAITING),
@@ -115,7 +117,7 @@ def test_a_script_touches_its_one_key_only(name: str) -> None:
     """One key, given as KEYS[1]: every step is one slot of a cluster."""
     text = re.sub(r"--[^\n]*", "", script(name).text)
     calls = re.findall(r"redis\.(?!call|pcall)(\w+)", text)
-    keys = re.findall(r"redis\.p?call\('(\w+)'(?:,\s*([\w\[\]]+))?", text)
+    keys = re.findall(r"redis\.p?call\((?:'(\w+)'|command)(?:,\s*([\w\[\]]+))?", text)
 
     assert calls == []
     assert len(keys) == len(re.findall(r"redis\.", text))
@@ -190,7 +192,7 @@ def test_every_value_is_short(client: redis.Redis, unit: str) -> None:
     store.run(protocol.start(unit, message, "f" * 16, where=where, lease=60.0, **WAITING))
     store.run(protocol.claim(unit, long + "2", replace=True, fingerprint="f" * 64, **WAITING))
     store.run(protocol.confirm(unit, first.ticket, ttl=60.0))
-    store.run(protocol.finish(unit, message, "f" * 16, "retry", write_mark=True, **WAITING))
+    store.run(protocol.finish(unit, message, "f" * 16, "retry", mark="write", **WAITING))
 
     fields = client.hgetall(unit)
 
@@ -282,7 +284,7 @@ def test_a_full_server_still_renews_and_frees_leases(full: DevServer) -> None:
 def test_a_full_server_still_keeps_a_retry_and_a_mark(full: DevServer) -> None:
     """An end that has something to remember is remembered."""
     store, message = Store(full.url), Message("r1", -1)
-    finish = protocol.finish("running", message, "a1", "retry", write_mark=True, **WAITING)
+    finish = protocol.finish("running", message, "a1", "retry", mark="write", **WAITING)
 
     assert store.run(finish).status == "finished"
     assert store.run(protocol.claim("running", "m2", **WAITING)).holder_id == "r1"
@@ -319,7 +321,7 @@ def test_fields_of_a_newer_version_survive(client: redis.Redis, unit: str) -> No
     """A worker of this version leaves what it does not know, and the key lives as long."""
     store = Store(client)
     ticket = store.run(protocol.claim(unit, "m1", ttl=60.0, heal_after=60.0)).ticket
-    newer = {"x1a": "their attempt", "x1u": "9999999999999", "Zz": "?", "v": "2", "word": "1"}
+    newer = {"m1a": "their part", "m1u": "9999999999999", "Zz": "?", "v": "2", "word": "1"}
     client.hset(unit, mapping=newer)
     client.expire(unit, 7200)
     message = Message("m1", ticket)
@@ -414,3 +416,20 @@ def test_the_same_steps_run_in_asyncio(kind: str, unit: str, shared_server: DevS
         "claimed", "waiting m1", "started", "overlap m1", "renewed", "m1", "finished",
         "released x",
     ]  # fmt: skip
+
+
+def test_a_batch_on_a_server_that_forgot_the_scripts(server: DevServer) -> None:
+    """It costs one round trip more for each script, and not one for each step."""
+    store, client = Store(server.url), server.client()
+    keys = [f"once:shop.sync:{number:040}" for number in range(100)]
+    store.run_many([protocol.claim(key, "m1", ttl=60, heal_after=60) for key in keys])
+    client.script_flush()
+    before = client.info("commandstats")
+    steps = [protocol.claim(key, "m2", ttl=60, heal_after=60) for key in keys]
+
+    answers = store.run_many([*steps, *(protocol.inspect(key) for key in keys)])
+
+    after = client.info("commandstats")
+    assert [answer.status for answer in answers[:100]] == ["waiting"] * 100
+    assert all(answer["wi"] == "m1" for answer in answers[100:])
+    assert after["cmdstat_eval"]["calls"] == 2 + before.get("cmdstat_eval", {"calls": 0})["calls"]

@@ -491,7 +491,7 @@ def test_a_late_redelivery_of_a_long_run_does_not_run_again(store: Unit) -> None
     store.renew(message)
     store.pass_time(10.25)
     assert store.finish(message).status == "due"
-    store.finish(message, write_mark=True)
+    store.finish(message, mark="write")
 
     assert store.start(message, "a2").status == "repeated"
     assert store.start(Message("m1", message.ticket + 1), "a3").status == "started"
@@ -515,7 +515,7 @@ def test_a_message_redelivered_while_it_runs_does_not_run_again(store: Unit) -> 
     store.start(message)
     assert store.start(message, "a2").status == "overlap"
     assert store.finish(message).status == "due"
-    store.finish(message, write_mark=True)
+    store.finish(message, mark="write")
 
     assert store.start(message, "a2").status == "repeated"
 
@@ -529,7 +529,7 @@ def test_a_retry_that_ended_refuses_nobody(store: Unit) -> None:
     store.finish(message, outcome="retry", delay=300.0)
     store.start(retry, "a2")
     store.finish(message, "a1", outcome="retry", delay=300.0)  # its lease was lost meanwhile
-    store.finish(retry, "a2", write_mark=True)
+    store.finish(retry, "a2", mark="write")
     assert store.claim("m2").status == "waiting"
 
     assert store.start(retry, "a3").status == "repeated"
@@ -701,7 +701,7 @@ def test_an_id_given_again_runs_again(store: Unit) -> None:
     first = store.send("same")
     store.start(first)
     store.start(first, "a2")
-    store.finish(first, write_mark=True)
+    store.finish(first, mark="write")
     second = store.send("same")
 
     assert store.start(second, "a3").status == "started"
@@ -819,7 +819,7 @@ def test_a_lost_run_frees_nothing_of_the_other(store: Unit) -> None:
     store.pass_time(60.0)
     store.start(BEAT, "a2")
 
-    assert store.finish(message, keep_for=20.0, write_mark=True).status == "lost"
+    assert store.finish(message, keep_for=20.0, mark="write").status == "lost"
     assert store.start(Message("x"), "a3").status == "overlap"
     assert store.claim("m2").status == "waiting"  # "x" waits; nothing is kept
     assert "ki" not in store.fields()
@@ -831,7 +831,7 @@ def test_an_interrupted_message_runs_when_it_comes_again(store: Unit) -> None:
     store.start(message)
     store.start(message, "a2")
 
-    assert store.finish(message, outcome="interrupted", write_mark=True).status == "finished"
+    assert store.finish(message, outcome="interrupted", mark="write").status == "finished"
     assert store.start(message, "a3").status == "started"
 
 
@@ -1032,7 +1032,7 @@ def test_late_copies_are_known_though_three_others_left_marks(store: Unit) -> No
         sent.append(store.send(f"m{number}"))
         store.start(sent[-1], f"a{number}")
         store.start(sent[-1], f"copy{number}")
-        store.finish(sent[-1], f"a{number}", "success", write_mark=True)
+        store.finish(sent[-1], f"a{number}", "success", mark="write")
     assert [store.start(each, "late").status for each in sent] == ["repeated"] * 4
 
 

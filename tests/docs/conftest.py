@@ -4,17 +4,9 @@ from collections.abc import Iterator
 
 import dramatiq
 import pytest
-from celery import _state
 
 import once_core
-
-
-@pytest.fixture(autouse=True)
-def own_tasks() -> Iterator[None]:
-    """Examples define tasks as users do: shared, so that Celery gives them to every later app."""
-    before = set(_state._on_app_finalizers)
-    yield
-    _state._on_app_finalizers.intersection_update(before)
+from once_core import opentelemetry, prometheus
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +16,5 @@ def own_process() -> Iterator[None]:
     yield
     dramatiq.broker.global_broker = before
     once_core.configure()
+    for module in (prometheus, opentelemetry):
+        module.measure()()  # ends what a page has begun

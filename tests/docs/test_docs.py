@@ -6,6 +6,7 @@ import builtins
 import doctest
 import gc
 import importlib
+import inspect
 import logging
 import os
 import re
@@ -18,10 +19,13 @@ from pathlib import Path
 import pytest
 from _support.waiting import wait_until
 
+from once_core import lease, once
 from once_core.__main__ import _parser
 from once_core.devserver import DevServer
 from once_core.events import _LEVELS
+from once_core.metrics import METRICS
 from once_core.options import OPTIONS, SCOPES
+from once_pytest import _fixtures as fixtures
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -39,7 +43,10 @@ NO_OPTIONS = {
     "queue_lock", "running_lock", "once", "acks_late",  # attributes of a task
     "task_id", "ignore_result", "argsrepr", "expires", "pydantic",  # of Celery's calls
     "every_actor", "max_retries",  # of the middleware, and of Dramatiq's actors
+    "leaks", "bypass", "strict", "server",  # of the toolkit's marker
     "lost", "task_cls", "lock_expiry", "base", "unlock_before_run",  # others' words
+    "once_default_timeout", "once_redis_url", "once_queue_lock_timeout",  # the same
+    "once_running_lock_timeout", "once_task",
 }  # fmt: skip
 
 
@@ -186,6 +193,7 @@ def reader(
     root.handlers[:] = handlers
 
 
+@pytest.mark.filterwarnings("ignore:once_celery.compat:DeprecationWarning")
 @page_with_examples
 def test_examples_do_what_the_page_says(page: Path, reader: Reader) -> None:
     """A reader who types what a page says sees what it shows."""
@@ -203,9 +211,12 @@ def test_settings_and_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     settings = set(re.findall(r"\b(?:CELERY_)?(?:once|ONCE)_[A-Za-z_]+", text))
     names = {name.lower().removeprefix("celery_") for name in settings} - NO_OPTIONS
-    names -= {name.lower() for name in ("ONCE_SERVER", "ONCE_TEST_AMQP_URL")}
+    names -= {name.lower() for name in ("ONCE_SERVER", "ONCE_TEST_AMQP_URL", "ONCE_WEB_TOKEN")}
+    names -= {each.prometheus for each in METRICS.values()}
+    names -= {*fixtures.__all__, "once_redis", "once_leaks", "once_strict", "once_report"}
     options = {name.removeprefix("once_") for name in names}
     options |= set(re.findall(r"`([a-z_]+)=", prose(page))) - NO_OPTIONS
+    options -= {*inspect.signature(once).parameters, *inspect.signature(lease).parameters}
     scopes = set(re.findall(r'"?scope"?[=:] ?"([^"]+)"', text))
 
     assert options - set(OPTIONS) == set()
@@ -242,7 +253,7 @@ def test_commands_are_plausible(page: Path) -> None:
     for words in commands(page):
         program = Path(words[0]).name
         if program == "once":
-            assert words[1] in ours
+            assert words[3 if words[1] == "-A" else 1] in ours
         if program == "celery":
             assert [word for word in words[1:] if word in celery.commands]
 

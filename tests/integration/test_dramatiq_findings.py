@@ -224,7 +224,8 @@ def test_a_prefix_that_raises_in_a_worker_does_not_stop_a_pipeline(
 
     work()
     dramatiq.pipeline([first.message(7), second.message()], broker=broker).run()
-    come_back.send_with_options(delay=50)
+    wait_until(lambda: not tenants, "the tenant is gone")
+    come_back.send()
 
     wait_until(lambda: ran == [7], "the step has run")
 

@@ -105,7 +105,7 @@ def told() -> Iterator[list[Event]]:
 
 def running(task: Any, message_id: str = "other") -> Attempt:
     """A run of the unit 1, in this process, by another message than those of the test."""
-    guard = task._guard()
+    guard = task.once_guard()
     attempt = Attempt(guard, guard.key((1,), {}), Message(message_id, -1))
     assert attempt.start().status == "started"
     return attempt
@@ -666,7 +666,7 @@ def test_a_message_that_starts_while_the_store_is_away(
     def away(step: Any) -> None:
         raise StoreUnavailableError("away")
 
-    monkeypatch.setattr(task._guard().store, "run", away)
+    monkeypatch.setattr(task.once_guard().store, "run", away)
     shop.deliver(message)
 
     assert shop.bodies == ([1] if choice == "run" else [])
@@ -765,6 +765,35 @@ def test_a_member_that_was_stored_and_not_counted_is_counted(
     assert shop.bodies == [1, 3]
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's
+@pytest.mark.parametrize("is_duplicate", [False, True])
+def test_a_chord_whose_last_task_a_dead_worker_has_claimed_goes_on(
+    shop: Shop, shared_server: DevServer, *, is_duplicate: bool
+) -> None:
+    """Celery lets nobody else send it until the claim is over: the copy of a member waits for it.
+
+    Found by the chaos test: the copy came while the claim held, and was the last to look.
+    """
+    shop.app.conf.result_backend = shared_server.url
+    task = shop.define()
+    chord([task.si(1), task.si(1 if is_duplicate else 2)])(task.si(3))
+    first, second = shop.take(), shop.take()
+    claim = task.backend.get_key_for_group(second.headers["group"], ".c")
+    shop.deliver(first)
+    task.backend.store_result(second.headers["id"], "done 2", "SUCCESS")
+    task.backend.client.set(claim, "of a worker that was killed", px=700)
+    task.release(2)
+
+    def goes_on() -> bool:
+        shop.deliver(shop.take())
+        return 3 in shop.bodies
+
+    shop.deliver(second, redelivered=True)
+    wait_until(goes_on, "the last task of the chord runs")
+
+    assert shop.bodies == [1, 3]
+
+
 def test_an_eager_body_has_its_own_request(shop: Shop) -> None:
     """With its id and its retries; before Celery 5.7 eager retries rest on it."""
     seen: list[Any] = []
@@ -780,7 +809,7 @@ def test_a_chain_goes_on_while_the_store_is_away(
 ) -> None:
     """The step whose body is done does not fail for it; the next one is guarded when it runs."""
     task = shop.define()
-    store = task._guard().store
+    store = task.once_guard().store
     run = store.run
 
     def away(step: Any) -> Any:
@@ -888,7 +917,7 @@ def test_an_ordinary_failure_reaps_nothing(shop: Shop, monkeypatch: pytest.Monke
         raise ZeroDivisionError
 
     task = shop.define(body)
-    store, steps = task._guard().store, []
+    store, steps = task.once_guard().store, []
     run = store.run
     task.delay(1)
     monkeypatch.setattr(store, "run", lambda step: steps.append(step.script.name) or run(step))
@@ -920,7 +949,7 @@ def test_a_child_that_dies_in_a_moment_frees_its_unit(shop: Shop, why: str) -> N
     heartbeat().remove(mine._held)  # it is the child's: this process does not renew it
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     host, _, namespace = whereabouts().split(":")
-    task._guard().store.client().hset(mine.key, "x0b", f"{host}:{child.pid}:{namespace}")
+    task.once_guard().store.client().hset(mine.key, "x0b", f"{host}:{child.pid}:{namespace}")
 
     if why == "terminated":
         request = Context(id="m1", args=(1,), kwargs={})
@@ -991,7 +1020,7 @@ def test_a_lease_counts_from_when_it_was_asked_for(
     now = [1000.0]
     monkeypatch.setattr(attempts, "elapsed", lambda: now[0])
     task = shop.define(once={"key": ["unit"], "lease": 60})
-    store = task._guard().store
+    store = task.once_guard().store
     run = store.run
 
     def slowly(step: Any) -> Any:

@@ -290,7 +290,7 @@ models = pytest.mark.skipif(CELERY < (5, 5), reason="Celery 5.5 brought pydantic
 
 if CELERY >= (5, 5):
     PIECES["keys of models"] = """
-key = app.tasks["modelled"]._guard().key
+key = app.tasks["modelled"].once_guard().key
 forms = [Order(x=number), {"x": number}, {"x": str(number)}, {"x": number, "y": "default"}]
 answer = [key((form,), {}) for form in forms] + [key((), {"order": form}) for form in forms]
 """

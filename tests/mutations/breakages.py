@@ -5,10 +5,11 @@ from __future__ import annotations
 from mutations.dramatiq import DRAMATIQ_BREAKAGES
 from mutations.hooks import HOOK_BREAKAGES
 from mutations.record import RECORD_BREAKAGES
+from mutations.slots import SLOT_BREAKAGES
 
 __all__ = ["BREAKAGES", "HOOKS", "RULES"]
 
-BREAKAGES = RECORD_BREAKAGES + HOOK_BREAKAGES + DRAMATIQ_BREAKAGES
+BREAKAGES = RECORD_BREAKAGES + SLOT_BREAKAGES + HOOK_BREAKAGES + DRAMATIQ_BREAKAGES
 
 RULES = (
     *(f"every step {number}" for number in range(1, 6)),
@@ -22,6 +23,8 @@ RULES = (
     *(f"finish {number}" for number in range(1, 7)),
     "outside 1",
     "outside 2",
+    "slots",
+    "line",
 )
 """Of `rules.md`: the steps of the record, and what binds them to the outside."""
 

@@ -52,6 +52,7 @@ DEFER = "once_celery/_defer.py"
 SETTLE = "once_celery/_settle.py"
 SIGNALS = "once_celery/_signals.py"
 ATTEMPT = "once_core/attempt.py"
+DELAYS = "once_core/delays.py"
 HEARTBEAT = "once_core/_heartbeat.py"
 STORE = "once_core/store.py"
 BREAKER = "once_core/_breaker.py"
@@ -262,7 +263,7 @@ SENDING = (
         ATTEMPT,
         "retry noted",
         "a-retry-without-a-lease-has-no-part",
-        '            self._outcome = "retry"\n            self._finish(write_mark=False)\n',
+        '            self._outcome = "retry"\n            self._finish("hold")\n',
         "            pass\n",
         "gaps:a_retry_is_the_one_that_waits_where_runs_are_not_limited",
     ),
@@ -302,8 +303,8 @@ SENDING = (
         CLAIM,
         "withdraw at publish",
         "the-record-keeps-what-the-broker-did-not-take",
-        "            self.guard.store.run(protocol.withdraw(self.key, message))\n",
-        "            pass\n",
+        "run(step)\n        except StoreUnavailableError:\n            self.not_withdrawn()\n",
+        "id\n        except StoreUnavailableError:\n            self.not_withdrawn()\n",
         "claim:failed_publish_withdraws",
     ),
     _in(
@@ -367,24 +368,24 @@ SENDING = (
         PUBLISH,
         "awaited ids",
         "an-id-of-the-caller-is-not-settled",
-        "if not (task_id or _is_awaited(options)):",
-        "if not _is_awaited(options):",
+        "if not (task_id or ",
+        "if not (",
         "gaps:a_duplicate_that_somebody_waits_for_is_settled",
     ),
     _in(
         PUBLISH,
         "awaited ids",
         "callbacks-of-a-duplicate-are-lost",
-        "if not (task_id or _is_awaited(options)):",
-        "if not task_id:",
+        "if not (task_id or ",
+        "if not (task_id or False and ",
         "gaps:a_duplicate_with_a_callback_is_sent",
     ),
     _in(
         PUBLISH,
         "expires",
         "expires-is-not-told",
-        "expires=_seconds_until(expires),",
-        "expires=None,",
+        '"expires": _seconds_until(expires),',
+        '"expires": None,',
         "gaps:a_message_that_expires_refuses_nobody_afterwards[at the call]",
     ),
     _in(
@@ -431,10 +432,10 @@ SENDING = (
         TASK,
         "store unavailable",
         "is-locked-raises-what-celery-does-not-know",
-        "            return self._guard().holder(args, kwargs)\n"
+        "            return self.once_guard().holder(args, kwargs)\n"
         "        except errors.StoreUnavailableError as error:\n"
         "            raise StoreUnavailableError.of(error) from error",
-        "            return self._guard().holder(args, kwargs)\n"
+        "            return self.once_guard().holder(args, kwargs)\n"
         "        except errors.StoreUnavailableError:\n"
         "            raise",
         "binding:store_away",
@@ -443,24 +444,24 @@ SENDING = (
         CLAIM,
         "on_store_error",
         "an-outage-sends-unguarded",
-        'if options.on_store_error == "raise" and not (',
-        "if False and not (",
+        'if guard.options.on_store_error == "raise" and not self.must_go:',
+        "if False:",
         "claim:store_away",
     ),
     _in(
         CLAIM,
         "on_store_error",
         "run-raises-all-the-same",
-        'if options.on_store_error == "raise" and not (',
-        "if not (",
+        'if guard.options.on_store_error == "raise" and not self.must_go:',
+        "if not self.must_go:",
         "claim:store_away_and_run",
     ),
     _in(
         CLAIM,
         "on_store_error",
         "an-outage-loses-a-retry",
-        "and not (own or retries or dispatched):",
-        "and not (own or dispatched):",
+        "is_owed = own or retries > 0\n",
+        "is_owed = own\n",
         "found:a_retry_of_other_work_is_sent_while_the_store_is_away",
     ),
     _in(
@@ -483,7 +484,7 @@ SENDING = (
         CLAIM,
         "ghosts",
         "a-lost-answer-is-forgotten",
-        "        store.ghosts.add(key, mark)  # it may",
+        "        guard.store.ghosts.add(key, self.mark)  # it may",
         "        pass  # it may",
         "claim:ghost_is_taken_over",
     ),
@@ -491,16 +492,16 @@ SENDING = (
         CLAIM,
         "ghosts",
         "a-withdrawal-that-was-not-heard-is-forgotten",
-        "            self.guard.store.ghosts.add(self.key, self.nonce)\n",
-        "",
+        "        self.guard.store.ghosts.add(self.key, self.nonce)\n",
+        "        pass\n",
         "claim:failed_publish_while_the_store_is_away",
     ),
     _in(
         CLAIM,
         "ghosts",
         "a-ghost-is-taken-over-for-ever",
-        "lost = store.ghosts.take(key)",
-        'lost = store.ghosts._nonces.get(key, "")',
+        "lost = guard.store.ghosts.take(key)",
+        'lost = guard.store.ghosts._nonces.get(key, "")',
         "claim:ghost_is_taken_over",
     ),
     _in(
@@ -582,8 +583,8 @@ RUNNING = (
         SETTLE,
         "outside 1",
         "a-result-is-overwritten",
-        "    refuse_to_overwrite(task)\n    return guard.options",
-        "    return guard.options",
+        "    request = task.request\n    refuse_to_overwrite(task, envelope)\n",
+        "    request = task.request\n",
         "gaps:settling_overwrites_no_result",
     ),
     _in(
@@ -788,7 +789,7 @@ RUNNING = (
         "gaps:a_deferred_message_keeps_what_it_carries",
     ),
     _in(
-        ATTEMPT,
+        DELAYS,
         "lapse margin",
         "a-dead-holders-lease-is-outwaited",
         "return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay",
@@ -804,7 +805,7 @@ RUNNING = (
         "gaps:no_message_is_held_for_longer_than_the_broker_allows[overlap]",
     ),
     _in(
-        ATTEMPT,
+        DELAYS,
         "deferral cap",
         "an-early-message-is-held-for-longer-than-the-broker-allows",
         "return min(answer.remaining, longest)",
@@ -812,7 +813,7 @@ RUNNING = (
         "gaps:no_message_is_held_for_longer_than_the_broker_allows[early]",
     ),
     _in(
-        ATTEMPT,
+        DELAYS,
         "deferral cap",
         "deferrals-double-for-ever",
         "longest, protocol.LONGEST_DEFERRAL)",
@@ -820,7 +821,7 @@ RUNNING = (
         "attempt:deferral_is_bounded_by_the_broker",
     ),
     _in(
-        ATTEMPT,
+        DELAYS,
         "deferral cap",
         "deferrals-come-back-all-at-once",
         "return most * random.uniform(0.75, 1.0)",
@@ -893,7 +894,7 @@ LEASES = (
         ATTEMPT,
         "finish later",
         "an-end-that-was-not-heard-is-forgotten",
-        "                heartbeat().finish_later(held, again)\n",
+        "                heartbeat().finish_later(held, self._finish_step(mark, again=True))\n",
         "                pass\n",
         "attempt:store_away_at_the_end",
     ),
@@ -995,7 +996,7 @@ LEASES = (
         "heartbeat:slept",
     ),
     _in(
-        "once_core/lease.py",
+        "once_core/_lease.py",
         "heartbeat",
         "a-lapsed-lease-is-not-lost",
         "return self._is_taken or elapsed() > self._deadline",
@@ -1003,7 +1004,7 @@ LEASES = (
         "lease:counts_down",
     ),
     _in(
-        "once_core/lease.py",
+        "once_core/_lease.py",
         "heartbeat",
         "a-taken-lease-comes-back",
         "return self._is_taken or elapsed() > self._deadline",
@@ -1126,8 +1127,8 @@ ENDS = (
         CLAIM,
         "dispatch",
         "a-chain-breaks-while-the-store-is-away",
-        "and not (own or retries or dispatched):",
-        "and not (own or retries):",
+        "is_owed, is_owed or dispatched)",
+        "is_owed, is_owed)",
         "gaps:a_chain_goes_on_while_the_store_is_away",
     ),
     _in(
@@ -1150,9 +1151,17 @@ ENDS = (
         RUN,
         "late copies",
         "a-chord-hangs-whose-worker-died-before-it-counted",
-        "                count_in_chord(task)\n",
+        "                count_in_chord(task, attempt.envelope)\n",
         "",
         "gaps:a_member_that_was_stored_and_not_counted_is_counted",
+    ),
+    _in(
+        SETTLE,
+        "late copies",
+        "a-chord-hangs-whose-worker-died-while-it-sent-the-last-task",
+        "        if not left:\n            return\n",
+        "        return\n",
+        "gaps:a_chord_whose_last_task_a_dead_worker_has_claimed_goes_on",
     ),
     _in(
         SEARCH,

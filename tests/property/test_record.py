@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TIMES = float(os.environ.get("ONCE_EXAMPLES", "1"))
 
 SMALL = ("listpack", "ziplist")
-COUNTERS = ("wz", "x0z", "qz")
+COUNTERS = ("wz", "x0z", "x1z", "x2z", "qz")
 
 
 def profile(examples: int, steps: int) -> settings:
@@ -129,6 +129,8 @@ class Lockstep:
         if self.unit and (fields := self.model.in_redis()):
             self.unit.redis.hset(self.unit.key, mapping=fields)
             self.unit.redis.expire(self.unit.key, 1_000_000)
+            # its life is ours and not a step's, until a step writes
+            self.written = {name: fields[name] for name in fields if name not in COUNTERS}
 
 
 # Any step with any arguments at any time: do the scripts do what the model does?
@@ -149,7 +151,8 @@ class AnySteps(RuleBasedStateMachine):
         self.messages = [Message(IDS[0]), Message(IDS[1], -5), Message(IDS[1], -7, 1)]
         self.attempts = [(self.messages[0], "a0", 7)]
         self.options: dict[str, Any] = {}
-        self.fence = 0
+        self.fence, self.fence_at = 0, 0.0
+        self.limit = 1
         self.stepped_back = False
 
     @initialize(
@@ -188,9 +191,11 @@ class AnySteps(RuleBasedStateMachine):
         self.both.now += wait
         if not replaces:
             options.update(latest=None, fingerprint="")
+        if self.both.model.state.line:
+            options["retries"] = 1  # the short way leaves what has lapsed of the line to others
         answer = self.both.call(
             "claim", message_id, replace=replaces, until_done=flags % 4 == 1, own=flags >= 6,
-            **options, **self.options,
+            limit=self.limit, **options, **self.options,
         )  # fmt: skip
         if answer.ticket:
             self.messages.append(Message(message_id, answer.ticket, options["retries"]))
@@ -220,22 +225,24 @@ class AnySteps(RuleBasedStateMachine):
         if again:
             message, attempt, _ = self.attempt(which)
         answer = self.both.call(
-            "start", message, attempt, where="host:1:boot", lease=self.lease,
+            "start", message, attempt, where="host:1:boot", lease=self.lease, limit=self.limit,
             **options, **self.options,
         )  # fmt: skip
         if answer.status == "started" and not again:
             self.attempts.append((message, attempt, answer.fence))
             if options["running"]:
-                assert answer.fence > self.fence or self.stepped_back
-                self.fence = answer.fence
+                is_same_moment = self.both.now == self.fence_at  # in which it may have been idle
+                assert answer.fence > self.fence or self.stepped_back or is_same_moment
+                self.fence, self.fence_at = answer.fence, self.both.now
 
     @rule(wait=WAITS, which=WHICH, held=st.sampled_from([0.0, 15.0]))
     def renew(self, wait: float, which: int, held: float) -> None:
         self.both.now += wait
         message, attempt, fence = self.attempt(which)
         self.both.call(
-            "renew", message, attempt, where="host:1:boot", lease=self.lease, fence=fence, held=held
-        )
+            "renew", message, attempt, where="host:1:boot", lease=self.lease, fence=fence,
+            held=held, limit=self.limit,
+        )  # fmt: skip
 
     @rule(
         wait=WAITS,
@@ -244,7 +251,7 @@ class AnySteps(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 5.0, 300.0]),
         keep_for=st.sampled_from([0.0, 0.0, 20.0]),
         queued=st.sampled_from([True, True, True, False]),
-        write_mark=st.booleans(),
+        mark=st.sampled_from(["hold", "write"]),
     )
     def finish(self, wait: float, which: int, outcome: str, **options: Any) -> None:
         self.both.now += wait
@@ -285,6 +292,59 @@ class AnySteps(RuleBasedStateMachine):
     def the_server_comes_back_empty(self) -> None:
         self.both.forget()
         self.fence = 0
+
+
+CALLS = [Message(f"{number}call", -20 - number) for number in range(4)]
+
+
+class AnySlots(AnySteps):
+    """The same with several slots, and calls that wait in the line for one of them."""
+
+    @initialize(limit=st.sampled_from([1, 2, 2, 3]))
+    def choose_limit(self, limit: int) -> None:
+        """Draw the slots."""
+        self.limit = limit
+
+    @rule(
+        wait=st.sampled_from([0.0, 0.0, 0.25, 2.0, 2.0, 3.0, 10.0, 61.0]),
+        number=st.integers(0, len(CALLS) - 1),
+        park=st.sampled_from([6.0, 6.0, 6.0, 0.0]),
+        limit=st.sampled_from([0, 0, 0, 0, 1, 3]),
+    )
+    def ask(self, wait: float, number: int, park: float, limit: int) -> None:
+        self.both.now += wait
+        call, attempt = CALLS[number], f"c{number}"
+        answer = self.both.call(
+            "start", call, attempt, where="host:2:boot", lease=self.lease, queued=False,
+            give_up=True, limit=limit or self.limit, park=park, **self.options,
+        )  # fmt: skip
+        if answer.status == "started":
+            self.attempts.append((call, attempt, answer.fence))
+
+    @rule(wait=WAITS, number=st.integers(0, len(CALLS) - 1))
+    def leave(self, wait: float, number: int) -> None:
+        self.both.now += wait
+        self.both.call("leave", f"c{number}")
+
+    @rule(wait=st.sampled_from([0.0, 2.0]), which=WHICH)
+    def end(self, wait: float, which: int) -> None:
+        """More often than others: who runs ends well."""
+        self.both.now += wait
+        message, attempt, _ = self.attempt(which)
+        self.both.call("finish", message, attempt, "success", mark="none", **self.options)
+
+    @rule(which=WHICH)
+    def reap_a_call(self, which: int) -> None:
+        message, attempt, _ = self.attempt(which)
+        self.both.call("reap", message.id, attempt)
+
+    @rule(which=WHICH)
+    def release_one(self, which: int) -> None:
+        self.both.call("release", self.attempt(which)[0].id)
+
+    @rule(limit=st.integers(1, 3))
+    def a_deployment_changes_the_limit(self, limit: int) -> None:
+        self.limit = limit
 
 
 # A broker, producers and workers: are the promises kept?
@@ -706,9 +766,7 @@ class Promises(RuleBasedStateMachine):
             }  # fmt: skip
             answer = self.call("finish", sent.message, worker.attempt, outcome, **options)
             if answer.status == "due":
-                self.call(
-                    "finish", sent.message, worker.attempt, outcome, write_mark=True, **options
-                )
+                self.call("finish", sent.message, worker.attempt, outcome, mark="write", **options)
         if outcome != "interrupted":
             books.ended.add(sent.delivery)
         if outcome == "retry" and worker.retry not in self.broker:
@@ -928,6 +986,260 @@ class Promises(RuleBasedStateMachine):
         self.keep(started.status == "started", f"stuck unit: at rest start: {started.status}")
 
 
+# Functions and blocks that wait for their turn: is it fair, and does it go on?
+
+PLACE, ASKS_EVERY, GRANT = 6.0, 2.0, 3.0
+
+
+@dataclass(eq=False)
+class Caller:
+    """A call: it came, perhaps it waits for its turn, perhaps it runs."""
+
+    number: int
+    hears: bool = True  # what is published; it asks now and then in any case
+    asks_at: float = 0.0
+    fence: int = 0
+    started_at: float = 0.0
+    renewed_at: float = 0.0
+
+    @property
+    def message(self) -> Message:
+        return Message(f"call{self.number}", -self.number)
+
+    @property
+    def attempt(self) -> str:
+        return f"c{self.number}"
+
+
+class Turns(RuleBasedStateMachine):
+    """Calls that come, wait, run, give up and die; those who live do what `Turn` does."""
+
+    client: redis.Redis | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Lockstep(self.client)
+        self.now, self.skew = START, 0.0
+        self.limit = 1
+        self.number = 0
+        self.line: list[Caller] = []
+        self.running: list[Caller] = []
+        self.dead: list[tuple[Caller, float]] = []  # ran, and until when a lease may be theirs
+        self.fence, self.fence_at = 0, START
+        self.stuck_since = START
+        self.is_broken = False
+
+    @initialize(limit=st.sampled_from([1, 1, 2, 3]))
+    def choose(self, limit: int) -> None:
+        """Draw the slots."""
+        self.limit = limit
+
+    # what every event has in common
+
+    def call(self, step: str, *args: Any, **options: Any) -> Any:
+        """One step on the record; who hears that it is its turn asks at once."""
+        self.both.now = self.now - self.skew
+        answer = self.both.call(step, *args, **options)
+        leases = self.both.model.state.running
+        given = {each.attempt for each in leases if each.until > self.both.now}
+        for caller in [each for each in self.line if each.hears and each.attempt in given]:
+            if caller in self.line and caller.attempt not in args:
+                self._ask(caller)
+        return answer
+
+    def begin(self, pause: float) -> None:
+        """Time passes: who runs renews, who waits asks for its turn again."""
+        self.is_broken = True
+        end = self.now + pause
+        while True:
+            renewal = min((each.renewed_at + LEASE / 3 for each in self.running), default=end + 1)
+            asking = min((each.asks_at for each in self.line), default=end + 1)
+            if min(renewal, asking) > end:
+                break
+            self.now = max(self.now, min(renewal, asking))
+            for caller in [
+                each for each in self.running if each.renewed_at + LEASE / 3 <= self.now
+            ]:
+                self._renew(caller)
+            for caller in [each for each in self.line if each.asks_at <= self.now]:
+                if caller in self.line:
+                    self._ask(caller)
+            self._check_room()
+        self.now = end
+
+    def end(self) -> None:
+        """After each event."""
+        self._check_room()
+        self.is_broken = False
+
+    def _check_room(self) -> None:
+        """A slot is never left unused for long while somebody waits for it."""
+        busy = len(self.running) + sum(until > self.now for _, until in self.dead)
+        if not self.line or busy >= self.limit:
+            self.stuck_since = self.now
+        # places of the dead lapse meanwhile, and slots that were given to them
+        longest = PLACE + GRANT + ASKS_EVERY + 0.5
+        stuck_for = self.now - self.stuck_since
+        assert stuck_for <= longest, "stuck line: nobody gets a slot that is free"
+
+    def _ask(self, caller: Caller, *, park: float = PLACE) -> bool:
+        answer = self.call(
+            "start", caller.message, caller.attempt, where="h:1:b", lease=LEASE, queued=False,
+            give_up=True, limit=self.limit, park=park, **OPTIONS,
+        )  # fmt: skip
+        if answer.status == "started":
+            self._started(caller, answer.fence)
+            return True
+        caller.asks_at = self.now + min(ASKS_EVERY, answer.remaining + 0.25)
+        return False
+
+    def _started(self, caller: Caller, fence: int) -> None:
+        if caller in self.line:
+            self.line.remove(caller)
+        given = {each.attempt for each in self.both.model.state.running}
+        for other in self.line:
+            is_later = other.number > caller.number
+            assert is_later or other.attempt in given, "unfair: who came later runs first"
+        assert fence not in [each.fence for each in self.running], "two have one fence"
+        grows = fence > self.fence or self.skew > 0 or self.now == self.fence_at
+        # of several slots one may be taken up later than another that was given later
+        assert grows or self.limit > 1, "a fence that does not grow"
+        self.fence, self.fence_at = fence, self.now
+        caller.fence, caller.started_at, caller.renewed_at = fence, self.now, self.now
+        self.running.append(caller)
+        # a live lease of somebody dead counts as long as nobody may take it
+        busy = len(self.running) + sum(until > self.now for _, until in self.dead)
+        assert busy <= self.limit, "more run at once than there are slots"
+
+    def _renew(self, caller: Caller) -> None:
+        answer = self.call(
+            "renew", caller.message, caller.attempt, where="h:1:b", lease=LEASE,
+            fence=caller.fence, held=self.now - caller.started_at, limit=self.limit,
+        )  # fmt: skip
+        assert answer == "renewed"
+        caller.renewed_at = self.now
+
+    def _finish(self, caller: Caller) -> None:
+        self.running.remove(caller)
+        answer = self.call(
+            "finish", caller.message, caller.attempt, "success", mark="none", queued=False,
+            **OPTIONS,
+        )  # fmt: skip
+        assert answer.status == "finished"
+
+    def _new(self, *, hears: bool = True) -> Caller:
+        self.number += 1
+        return Caller(self.number, hears)
+
+    # events
+
+    @precondition(lambda self: len(self.line) < 6)
+    @rule(pause=PAUSES, hears=st.booleans())
+    def come_and_wait(self, pause: float, hears: bool) -> None:
+        self.begin(pause)
+        caller = self._new(hears=hears)
+        self.line.append(caller)
+        self._ask(caller)
+        self.end()
+
+    @rule(pause=PAUSES)
+    def come_and_try(self, pause: float) -> None:
+        """Somebody who does not wait, and does not get in before those who do."""
+        self.begin(pause)
+        self._ask(self._new(), park=0.0)
+        self.end()
+
+    @precondition(lambda self: self.running)
+    @rule(pause=PAUSES, which=WHICH)
+    def finish(self, pause: float, which: int) -> None:
+        self.begin(pause)
+        if self.running:
+            self._finish(self.running[which % len(self.running)])
+        self.end()
+
+    @precondition(lambda self: self.line)
+    @rule(pause=PAUSES, which=WHICH)
+    def give_up(self, pause: float, which: int) -> None:
+        self.begin(pause)
+        if self.line:
+            caller = self.line.pop(which % len(self.line))
+            self.call("leave", caller.attempt)
+        self.end()
+
+    @precondition(lambda self: self.line)
+    @rule(pause=PAUSES, which=WHICH)
+    def die_in_the_line(self, pause: float, which: int) -> None:
+        self.begin(pause)
+        if self.line:
+            self.line.pop(which % len(self.line))
+        self.end()
+
+    @precondition(lambda self: self.running)
+    @rule(pause=PAUSES, which=WHICH)
+    def crash(self, pause: float, which: int) -> None:
+        self.begin(pause)
+        if self.running:
+            caller = self.running.pop(which % len(self.running))
+            self.dead.append((caller, caller.renewed_at + LEASE))
+        self.end()
+
+    @precondition(lambda self: self.dead)
+    @rule(pause=PAUSES, which=WHICH)
+    def reap(self, pause: float, which: int) -> None:
+        """Somebody on the same machine sees that it is dead."""
+        self.begin(pause)
+        caller, _ = self.dead.pop(which % len(self.dead))
+        self.call("reap", caller.message.id, caller.attempt)
+        self.end()
+
+    @precondition(lambda self: self.running)
+    @rule(pause=PAUSES, which=WHICH)
+    def release(self, pause: float, which: int) -> None:
+        """A person takes a lease away; its body goes on and is counted no more."""
+        self.begin(pause)
+        if self.running:
+            caller = self.running.pop(which % len(self.running))
+            answer = self.call("release", caller.message.id)
+            assert answer.status == "released"
+            lost = self.call(
+                "renew", caller.message, caller.attempt, where="h:1:b", lease=LEASE,
+                fence=caller.fence, held=1.0, limit=self.limit,
+            )  # fmt: skip
+            assert lost == "lost", "a released body takes its lease back"
+        self.end()
+
+    @rule(pause=PAUSES)
+    def the_clock_steps_back(self, pause: float) -> None:
+        self.begin(pause)
+        self.skew += 600.0
+        self.call("leave", "nobody")  # leases are shortened when somebody looks
+        # one that has lapsed lives again, too, where nobody has looked since
+        since = self.now - ASKS_EVERY
+        self.dead = [(each, self.now + LEASE) for each, until in self.dead if until > since]
+        self.end()
+
+    # the end
+
+    def teardown(self) -> None:
+        """Whoever waits gets its turn, and then nothing is left."""
+        if self.is_broken:
+            return
+        for _ in range(200):
+            if not (self.line or self.running):
+                break
+            self.begin(1.0)
+            for caller in list(self.running):
+                self._finish(caller)
+            self.end()
+        assert self.line + self.running == [], "stuck line: somebody never gets its turn"
+        self.now += LEASE + PLACE + GRANT
+        self.call("leave", "nobody")
+        left = self.both.model.state
+        assert left.slots | left.line == {}, "a lease or a place is left"
+        # names of released attempts last for as long as the clock stepped back, and harm nobody
+        assert self.skew or self.both.model.in_redis() == {}, "something is left"
+
+
 def run(machine: type[RuleBasedStateMachine], client: Any, examples: int, steps: int) -> None:
     """Run a machine over a client, or over the model alone."""
     bound = type(machine.__name__, (machine,), {"client": client})
@@ -939,11 +1251,26 @@ def test_every_step_does_in_redis_what_it_does_in_the_model(client: redis.Redis)
     run(AnySteps, client, examples=150, steps=50)
 
 
+def test_slots_and_the_line_do_in_redis_what_they_do_in_the_model(client: redis.Redis) -> None:
+    """The same where several run at once and calls wait for their turn."""
+    run(AnySlots, client, examples=40, steps=50)
+
+
 def test_the_promises_hold_whatever_fails(client: redis.Redis) -> None:
     """Never two at once, never a pile, never lost, never stuck, never stale; in lock step."""
     run(Promises, client, examples=150, steps=50)
 
 
+def test_turns_are_fair_and_go_on_whatever_fails(client: redis.Redis) -> None:
+    """Never more than the limit, first come first served, the dead delay others for seconds."""
+    run(Turns, client, examples=15, steps=40)
+
+
 def test_the_rules_themselves_keep_the_promises() -> None:
     """The same over the model alone, which is faster and so looks further."""
     run(Promises, None, examples=400, steps=60)
+
+
+def test_the_rules_of_the_line_themselves_are_fair() -> None:
+    """The same over the model alone."""
+    run(Turns, None, examples=100, steps=60)

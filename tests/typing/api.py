@@ -55,7 +55,7 @@ OnceOptions(client=lambda: redis.Redis(port=1), return_on_duplicate={"skipped": 
 OnceOptions(leese=5)  # type: ignore[call-arg]  # unknown
 OnceOptions(scope="until_executed")  # type: ignore[arg-type]  # another library's
 OnceOptions(lease="60")  # type: ignore[arg-type]  # no number
-OnceOptions("queued")  # type: ignore[arg-type, call-arg]  # keyword only
+OnceOptions("queued")  # type: ignore[call-arg]  # keyword only
 
 as_dict: OnceOptionsDict = {"scope": "queued", "ttl": 60}
 options = OnceOptions(**as_dict)

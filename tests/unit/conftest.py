@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from once_core import _breaker, _heartbeat, _line, attempt, events, lease
+from once_core import _breaker, _heartbeat, _lease, _line, attempt
 from once_core.guard import Guard
 from once_core.options import OnceOptions
-from once_core.store import Store
+
+if TYPE_CHECKING:
+    from once_core.events import Event
+    from once_pytest import OnceHarness
 
 
 class Clock:
@@ -27,26 +30,22 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock in the place of the host's, wherever this library reads it."""
+    """A clock in the place of the host's, for what needs no lock.
+
+    Those are the schedule of the heartbeat, the breaker and the line: their tests decide about
+    each beat and each pause themselves, and `once_clock` would beat on its way. Where locks take
+    part, it is `once_clock`.
+    """
     clock = Clock()
-    for module in (_breaker, _heartbeat, _line, attempt, lease):
+    for module in (_breaker, _heartbeat, _lease, _line, attempt):
         monkeypatch.setattr(module, "elapsed", clock)
     return clock
 
 
 @pytest.fixture
-def told() -> Iterator[list[events.Event]]:
+def told(once_locks: OnceHarness) -> list[Event]:
     """Every event of this process, while the test runs."""
-    seen: list[events.Event] = []
-    stop = events.subscribe(seen.append)
-    yield seen
-    stop()
-
-
-@pytest.fixture
-def store_url() -> str:
-    """A lock store of the test's own."""
-    return f"memory://{uuid.uuid4().hex}"
+    return once_locks.recorder.events
 
 
 def sync(order_id: object, note: object = "") -> None:
@@ -54,20 +53,22 @@ def sync(order_id: object, note: object = "") -> None:
 
 
 @pytest.fixture
-def guarded(store_url: str) -> Callable[..., Guard]:
-    """Makes guards of one task that share a store, which `store=` replaces."""
-    shared = Store(store_url)
+def guarded(once_locks: OnceHarness) -> Callable[..., Guard]:
+    """Makes guards of one task, whose locks are those of `once_locks`."""
 
-    def make(*, store: Any = shared, **options: Any) -> Guard:
-        return Guard("shop.sync", sync, OnceOptions(**options), lambda: store)
+    def no_other_store() -> NoReturn:
+        raise AssertionError("a store was asked for that is not the test's")
+
+    def make(**options: Any) -> Guard:
+        return Guard("shop.sync", sync, OnceOptions(**options), no_other_store)
 
     return make
 
 
 @pytest.fixture
 def beats(monkeypatch: pytest.MonkeyPatch) -> _heartbeat.Heartbeat:
-    """The heartbeat of this process, without its thread."""
+    """The heartbeat of this process, without its thread; `once_clock` has it beat."""
     table = _heartbeat.Heartbeat()
     monkeypatch.setattr(_heartbeat, "start_thread", lambda function: None)
-    monkeypatch.setattr(attempt, "heartbeat", lambda: table)
+    monkeypatch.setitem(_heartbeat._process, os.getpid(), table)
     return table

@@ -10,18 +10,31 @@ import pytest
 
 from once_core import attempt as attempt_module
 from once_core import lost, protocol
-from once_core._heartbeat import Heartbeat
+from once_core._heartbeat import Heartbeat, heartbeat
 from once_core._host import whereabouts
-from once_core.attempt import Attempt, current_attempt, deferral
-from once_core.errors import StoreUnavailableError
+from once_core._lease import current_lease
+from once_core.attempt import Attempt, current_attempt
+from once_core.delays import deferral
+from once_core.errors import ConfigurationError, StoreUnavailableError
 from once_core.events import Event
 from once_core.guard import Guard
-from once_core.lease import current_lease
+from once_core.options import OnceOptions
 from once_core.protocol import Message
 from once_core.publish import claim
 from once_core.store import Store
+from once_pytest import (
+    OnceClock,
+    OnceFaults,
+    OnceHarness,
+    assert_task_locked,
+    assert_task_not_locked,
+)
 
-pytestmark = pytest.mark.usefixtures("beats")
+pytestmark = [
+    pytest.mark.usefixtures("beats"),
+    # they look at one moment in the life of a message, and leave it there
+    pytest.mark.once(leaks="ignore"),
+]
 
 
 def _claimed(guard: Guard, message_id: str = "m1", **options: Any) -> Attempt:
@@ -33,11 +46,6 @@ def _claimed(guard: Guard, message_id: str = "m1", **options: Any) -> Attempt:
 def _again(attempt: Attempt, **options: Any) -> Attempt:
     """Another delivery of the same message."""
     return Attempt(attempt.guard, attempt.key, attempt.message, attempt.envelope, **options)
-
-
-def _state(guard: Guard) -> str | None:
-    holder = guard.holder((1,), {})
-    return holder.state if holder else None
 
 
 def test_start(guarded: Callable[..., Guard], beats: Heartbeat, told: list[Event]) -> None:
@@ -65,17 +73,22 @@ def test_start(guarded: Callable[..., Guard], beats: Heartbeat, told: list[Event
 
 @pytest.mark.parametrize("outcome", ["success", "failure"])
 def test_end(
-    guarded: Callable[..., Guard], beats: Heartbeat, told: list[Event], outcome: Any
+    guarded: Callable[..., Guard],
+    once_locks: OnceHarness,
+    beats: Heartbeat,
+    told: list[Event],
+    outcome: Any,
 ) -> None:
     """The end of a body frees its unit at once and leaves nothing behind."""
-    guard = guarded()
-    attempt = _claimed(guard)
+    attempt = _claimed(guarded())
     attempt.start()
+    with attempt.body():
+        pass
 
     assert attempt.end(outcome) is True
     assert not attempt.is_running
     assert beats._held == {}
-    assert guard.store.client().dbsize() == 0
+    assert once_locks.store.written() == []
     assert (told[-1].kind, told[-1].reason) == ("finished", outcome)
     assert told[-1].ran is not None
 
@@ -139,7 +152,7 @@ def test_mark_waits_for_the_result(
     attempt.start()
 
     assert attempt.end(outcome) is False
-    assert _state(guard) == "running"
+    assert_task_locked(guard, 1, state="running", holder="m1")
     assert len(beats._held) == 1
     assert "finished" not in [each.kind for each in told]
 
@@ -169,7 +182,7 @@ def test_due(guarded: Callable[..., Guard], beats: Heartbeat) -> None:
     assert copy.status == "overlap"
     assert attempt.end("success") is False
     assert len(beats._held) == 1
-    assert _state(guard) == "running"
+    assert_task_locked(guard, 1, state="running", holder="m1")
 
     attempt.end_stored()
 
@@ -177,13 +190,17 @@ def test_due(guarded: Callable[..., Guard], beats: Heartbeat) -> None:
     assert beats._held == {}
 
 
-def test_long_run_leaves_a_mark(guarded: Callable[..., Guard], clock: Any) -> None:
+def test_long_run_leaves_a_mark(guarded: Callable[..., Guard], once_clock: OnceClock) -> None:
     """A run of over a minute may have been given out again: its end leaves a mark."""
     attempt = _claimed(guarded())
     attempt.start()
-    clock.pass_time(attempt_module.LONG_RUN + 1)
+    once_clock.advance(attempt_module.LONG_RUN + 1)
 
     assert attempt.end("success") is False
+
+    attempt.end_stored()
+
+    assert _again(attempt).start().status == "repeated"
 
 
 def test_retry_waits(guarded: Callable[..., Guard]) -> None:
@@ -237,49 +254,58 @@ def test_message_without_claim(guarded: Callable[..., Guard]) -> None:
     assert first.envelope.ticket < 0  # a nonce: its retries and deferrals carry it
 
 
+@pytest.mark.parametrize("lose", ["lose_request", "lose_reply"])
 def test_store_away_at_start(
-    guarded: Callable[..., Guard], store_url: str, beats: Heartbeat
+    guarded: Callable[..., Guard], once_faults: OnceFaults, beats: Heartbeat, lose: str
 ) -> None:
     """A start that may have been heard is given up as soon as the store answers again."""
-    attempt = Attempt(guarded(store=Store("redis://127.0.0.1:1")), "k", Message("m1"))
+    attempt = _claimed(guarded())
+    getattr(once_faults, lose)("start")
 
     with pytest.raises(StoreUnavailableError):
         attempt.start()
     assert [step.script.name for _, step in beats._unfinished] == ["reap"]
     assert not attempt.is_running
 
+    beats.beat()
 
-def _cut_off(monkeypatch: pytest.MonkeyPatch, store: Store, error: BaseException) -> None:
-    def fail(step: object) -> None:
-        raise error
-
-    monkeypatch.setattr(store, "run", fail)
+    assert beats._unfinished == []
+    assert _again(attempt).start().status == "started"
 
 
 def test_store_away_at_the_end(
-    guarded: Callable[..., Guard], beats: Heartbeat, monkeypatch: pytest.MonkeyPatch
+    guarded: Callable[..., Guard], once_faults: OnceFaults, beats: Heartbeat
 ) -> None:
     """An end that could not be told is told later; the body's result does not suffer."""
-    attempt = _claimed(guarded())
+    guard = guarded()
+    attempt = _claimed(guard)
     attempt.start()
-    _cut_off(monkeypatch, attempt.guard.store, StoreUnavailableError("away"))
+    with once_faults.outage():
+        assert attempt.end("success") is True
 
-    assert attempt.end("success") is True
     assert [step.script.name for _, step in beats._unfinished] == ["finish"]
     assert beats._held == {}
+    assert_task_locked(guard, 1, state="running")
+
+    beats.beat()
+
+    assert_task_not_locked(guard, 1)
 
 
 def test_time_limit_in_the_middle_of_the_end(
-    guarded: Callable[..., Guard], beats: Heartbeat, monkeypatch: pytest.MonkeyPatch
+    guarded: Callable[..., Guard], once_locks: OnceHarness, beats: Heartbeat
 ) -> None:
     """A soft time limit that strikes while the end is sent goes on, and the end is sent later."""
 
     class SoftTimeLimitError(Exception):
         pass
 
+    def strike(step: str, carry: Callable[[], object]) -> object:
+        raise SoftTimeLimitError
+
     attempt = _claimed(guarded())
     attempt.start()
-    _cut_off(monkeypatch, attempt.guard.store, SoftTimeLimitError())
+    once_locks.store.gates.append(strike)
 
     with pytest.raises(SoftTimeLimitError):
         attempt.end("success")
@@ -372,3 +398,15 @@ def test_deferral_is_bounded_by_the_broker() -> None:
     """No message is put back for longer than its broker allows."""
     assert max(deferral(10, 2.5) for _ in range(100)) <= 2.5
     assert max(deferral(10, 900.0) for _ in range(100)) <= protocol.LONGEST_DEFERRAL
+
+
+def test_a_url_that_is_none_leaves_nothing_to_be_finished() -> None:
+    """It is refused, call after call, and the thread that renews leases hears nothing of it."""
+    guard = Guard("shop.pay", lambda: None, OnceOptions(), lambda: Store("nowhere://x"))
+    attempt = Attempt(guard, "once:shop.pay:" + "0" * 40, Message("m1", -1))
+    attempt.store = Store("nowhere://x")  # and not the one of this test
+
+    with pytest.raises(ConfigurationError):
+        attempt.start()
+
+    assert not heartbeat()._unfinished

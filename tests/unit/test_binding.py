@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery, Task, signals
 
 from once_celery import OnceOptions, OnceTask
 from once_celery._binding import Binding, task_options
 from once_core.errors import ConfigurationError, StoreUnavailableError
 from once_core.options import OPTIONS
-from once_core.store import Store
+from once_pytest import assert_task_locked, assert_task_not_locked
 
 NO_STORE = (
     "once has no lock store: neither the broker nor the result backend of this app is a Redis. "
@@ -134,9 +135,9 @@ def test_stores_are_shared() -> None:
     assert first is second
 
 
-def test_given_client(store_url: str) -> None:
+def test_given_client() -> None:
     """A client or a function that makes one can be set for the app."""
-    client = Store(store_url).client()
+    client = redis.Redis()
     app = _app(once_client=lambda: client)
     task = _define(app)
 
@@ -336,13 +337,18 @@ def test_hidden_call() -> None:
     )
 
 
+@pytest.mark.usefixtures("once_locks")
 def test_right_order() -> None:
     """OnceTask in front of a Flask-style base class works."""
 
     class RightOrder(OnceTask, ContextTask):
         abstract = True
 
-    assert _define(_app(once_url="memory://x"), base=RightOrder).delay(1).once.state == "claimed"
+    task = _define(_app(), base=RightOrder)
+    sent = task.delay(1)
+
+    assert sent.once.state == "claimed"
+    assert_task_locked(task, 1, state="waiting", holder=sent)
 
 
 def test_subclass_with_a_call_of_its_own() -> None:
@@ -357,19 +363,22 @@ def test_subclass_with_a_call_of_its_own() -> None:
     assert _define(_app(once_url="memory://x"), base=Wrapping).name == "shop.sync"
 
 
+@pytest.mark.usefixtures("once_locks")
 def test_base_of_all_tasks() -> None:
     """`app.Task = OnceTask` guards all tasks but Celery's own."""
-    app = _app(once_url="memory://all")
+    app = _app()
     app.Task = OnceTask
     app.finalize()
     mine = _define(app, base=None)
     cleanup = app.tasks["celery.backend_cleanup"]
+    sent = mine.delay(1)
 
     assert isinstance(cleanup, OnceTask)
     assert task_options(cleanup) is None
     assert cleanup.delay().once.state == "off"
     assert isinstance(mine, OnceTask)
-    assert mine.delay(1).once.state == "claimed"
+    assert sent.once.state == "claimed"
+    assert_task_locked(mine, 1, state="waiting", holder=sent)
 
 
 def _receivers() -> dict[str, int]:
@@ -409,23 +418,27 @@ def test_switched_off() -> None:
         assert _define(app, name, **options).delay(1).once.state == "off"
 
 
-def test_call_switched_off(store_url: str) -> None:
+@pytest.mark.usefixtures("once_locks")
+def test_call_switched_off() -> None:
     """once=False at a call passes all locks."""
-    task = _define(_app(once_url=store_url))
+    task = _define(_app())
     states = [task.apply_async((1,), once=once).once.state for once in (None, False, None)]
 
     assert states == ["claimed", "off", "waiting"]
+    assert_task_locked(task, 1, state="waiting")
 
 
-def test_wrong_call_options(store_url: str) -> None:
+@pytest.mark.usefixtures("once_locks")
+def test_wrong_call_options() -> None:
     """What is no options at a call is refused."""
-    task = _define(_app(once_url=store_url))
+    task = _define(_app())
 
     with pytest.raises(ConfigurationError) as caught:
         task.apply_async((1,), once="queued")
     assert str(caught.value) == (
         "once='queued' must be a dict of options, OnceOptions(...) or False"
     )
+    assert_task_not_locked(task, 1)
 
 
 @pytest.mark.parametrize(
@@ -444,9 +457,10 @@ def test_store_away(ask: Callable[[Any], object]) -> None:
     assert caught.value.url == "redis://127.0.0.1:1"
 
 
-def test_people_may_ask(store_url: str) -> None:
+@pytest.mark.usefixtures("once_locks")
+def test_people_may_ask() -> None:
     """is_locked, holder and release tell and free the unit of a call."""
-    task = _define(_app(once_url=store_url))
+    task = _define(_app())
     sent = task.delay(1)
     holder = task.holder(1)
 

@@ -10,7 +10,6 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
-from _support.waiting import wait_until
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
@@ -25,6 +24,16 @@ from once_core import errors
 from once_core._client import CONNECT_TIMEOUT, READ_TIMEOUT
 from once_core.devserver import DevServer
 from once_dramatiq import OnceMiddleware, OnceOptions, holder, is_locked, published, release
+from once_pytest import (
+    OnceClock,
+    OnceFaults,
+    OnceHarness,
+    assert_no_locks,
+    assert_task_locked,
+)
+
+# most send and look at the answer, and nobody runs what was sent
+pytestmark = pytest.mark.once(leaks="ignore")
 
 NOBODY = "redis://127.0.0.1:1"
 
@@ -38,13 +47,11 @@ def define(broker: dramatiq.Broker, name: str = "sync", **options: Any) -> Any:
 
 
 @pytest.fixture
-def make() -> Callable[..., StubBroker]:
-    """Makes brokers under guard, each with a lock store of its own."""
+def make(once_locks: OnceHarness) -> Callable[..., StubBroker]:
+    """Makes brokers under guard, whose locks are those of `once_locks`."""
 
     def make(**defaults: Any) -> StubBroker:
         broker = StubBroker()
-        if not defaults.keys() & {"url", "client"}:
-            defaults["url"] = f"memory://{uuid.uuid4().hex}"
         broker.add_middleware(OnceMiddleware(**defaults))
         return broker
 
@@ -258,11 +265,12 @@ def test_a_broker_without_a_redis_needs_to_be_told() -> None:
 
 
 def test_a_store_that_is_away_is_dramatiqs_connection_error(
-    make: Callable[..., StubBroker],
+    make: Callable[..., StubBroker], once_faults: OnceFaults
 ) -> None:
     """Callers' handlers see it; nothing is sent."""
-    broker = make(url=NOBODY)
+    broker = make()
     actor = define(broker, once=True)
+    once_faults.outage()
 
     with pytest.raises(errors.StoreUnavailableError) as caught:
         actor.send(1)
@@ -285,8 +293,10 @@ def test_handles_bind_arguments_as_send_does(make: Callable[..., StubBroker]) ->
     assert (found.state, found.message_id) == ("waiting", message.message_id)
     assert is_locked(actor, 1, note="")
     assert not is_locked(actor, 2)
+    assert_task_locked(actor, 1, note="", state="waiting", holder=message)
     assert release(actor, 1)
     assert not is_locked(actor, 1)
+    assert_no_locks()
     assert not release(actor, 1)
 
 
@@ -360,13 +370,14 @@ def test_a_redis_client_can_be_handed_in(shared_server: DevServer) -> None:
 
 
 def test_a_message_sent_twice_is_not_settled_when_a_copy_of_it_waits(
-    make: Callable[..., StubBroker],
+    make: Callable[..., StubBroker], once_clock: OnceClock
 ) -> None:
     """Its first message still waits, and would find a result under its id."""
-    broker = make(heal_after=0.01)
+    broker = make(heal_after=60)
     actor = define(broker, once=True)
     message = actor.send(1)
-    wait_until(lambda: published(actor.send(1)).state == "refreshed", "a copy is sent")
+    once_clock.advance(60)
+    assert published(actor.send(1)).state == "refreshed"
 
     again = broker.enqueue(message)
 
@@ -375,7 +386,7 @@ def test_a_message_sent_twice_is_not_settled_when_a_copy_of_it_waits(
 
 
 def test_a_second_worker_of_a_process_has_lost_no_connection(
-    make: Callable[..., StubBroker],
+    make: Callable[..., StubBroker], once_locks: OnceHarness
 ) -> None:
     """Test suites start one for each test; its messages leave no marks behind."""
     broker = make()
@@ -388,4 +399,4 @@ def test_a_second_worker_of_a_process_has_lost_no_connection(
         worker.stop()
         assert not published(message).is_duplicate
 
-    assert store_of(broker).client().keys("*") == []
+    assert once_locks.store.written() == []

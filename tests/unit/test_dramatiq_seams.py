@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import uuid
 from typing import Any
 
 import dramatiq
@@ -15,13 +14,17 @@ from dramatiq.brokers.stub import StubBroker
 
 from once_dramatiq import OnceMiddleware, published
 from once_dramatiq._seams import wrap_broker
+from once_pytest import OnceHarness, assert_duplicate, assert_task_locked
+
+# what Dramatiq hands on is sent here, and never run
+pytestmark = pytest.mark.once(leaks="ignore")
 
 
 @pytest.fixture
-def broker() -> StubBroker:
-    """A broker under guard, with a lock store of its own."""
+def broker(once_locks: OnceHarness) -> StubBroker:
+    """A broker under guard; always in memory, for it is Dramatiq's seams that count."""
     broker = StubBroker()
-    broker.add_middleware(OnceMiddleware(url=f"memory://{uuid.uuid4().hex}"))
+    broker.add_middleware(OnceMiddleware())
     return broker
 
 
@@ -93,6 +96,7 @@ def test_flush_all_of_a_stub_broker_frees_what_waited() -> None:
     assert broker.queues["default"].qsize() == 1
 
 
+@pytest.mark.usefixtures("once_locks")
 def test_middleware_that_comes_after_the_actors_guards_them_too() -> None:
     """Dramatiq tells a new middleware of the actors that are there."""
     broker = StubBroker()
@@ -100,10 +104,13 @@ def test_middleware_that_comes_after_the_actors_guards_them_too() -> None:
     @dramatiq.actor(broker=broker)
     def work(unit: str) -> None: ...
 
-    broker.add_middleware(OnceMiddleware(every_actor=True, url=f"memory://{uuid.uuid4().hex}"))
+    broker.add_middleware(OnceMiddleware(every_actor=True))
+    first, second = work.send("a"), work.send("a")
 
-    assert not published(work.send("a")).is_duplicate
-    assert published(work.send("a")).is_duplicate
+    assert not published(first).is_duplicate
+    assert published(second).is_duplicate
+    assert_task_locked(work, "a", state="waiting", holder=first)
+    assert_duplicate(work, "a", times=1)
 
 
 def test_the_coroutine_of_an_async_actor_is_found(broker: StubBroker) -> None:

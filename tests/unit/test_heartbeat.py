@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +15,12 @@ from _support.waiting import wait_until
 
 from once_core import _heartbeat, protocol
 from once_core._heartbeat import Heartbeat, Held, heartbeat
+from once_core._lease import Lease
 from once_core.errors import StoreUnavailableError
-from once_core.events import Event
-from once_core.lease import Lease
+from once_core.events import Event, subscribe
+from once_core.guard import Guard
 from once_core.protocol import Message
-from once_core.store import Store
+from once_pytest import OnceHarness, assert_task_locked
 
 KEY = "once:shop.sync:0"
 AWAY = StoreUnavailableError("away", url="redis://h", reason="refused")
@@ -27,6 +28,8 @@ AWAY = StoreUnavailableError("away", url="redis://h", reason="refused")
 
 class Answers:
     """A store that gives the answers it was told, again and again."""
+
+    is_at_hand = True
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -50,6 +53,15 @@ class Answers:
 
     def names(self) -> list[str]:
         return [step.script.name for step in self.sent]
+
+
+@pytest.fixture
+def told(told: list[Event]) -> Iterator[list[Event]]:
+    """Every event but ``renewed``, of which there is one for each beat."""
+    others: list[Event] = []
+    stop = subscribe(lambda event: event.kind == "renewed" or others.append(event))
+    yield others
+    stop()
 
 
 @pytest.fixture
@@ -87,7 +99,7 @@ def test_renewed(beats: Heartbeat, held: Callable[..., Held], clock: Any) -> Non
     store = Answers("renewed")
     mine = held(store)
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
     clock.pass_time(59)
 
     assert (mine.lease.lost, mine.lease.remaining) == (False, 1.0)
@@ -101,10 +113,10 @@ def test_renewal_says_all_that_a_restore_needs(
     store = Answers("renewed")
     held(store)
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
 
     assert store.sent[0].key == KEY
-    assert store.sent[0].args == ("m1", 5, 0, "a", "h", 60_000, 7, 20_000)
+    assert store.sent[0].args == ("m1", 5, 0, "a", "h", 60_000, 7, 20_000, 1)
 
 
 def test_restored(
@@ -113,7 +125,7 @@ def test_restored(
     """A lease that an empty Redis did not know any more is held again, and that is told."""
     mine = held(Answers("restored"))
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
 
     assert not mine.lease.lost
     assert [(each.kind, each.reason, each.ran) for each in told] == [
@@ -127,7 +139,7 @@ def test_lost(beats: Heartbeat, held: Callable[..., Held], clock: Any, told: lis
     mine = held(store)
     for _ in range(3):
         clock.pass_time(20)
-        beats._beat()
+        beats.beat()
 
     assert mine.lease.lost
     assert store.names() == ["renew"]
@@ -153,10 +165,10 @@ def test_store_away(
     mine = held(store, length=60.0)
     for _ in range(61):
         clock.pass_time(1)
-        beats._beat()
+        beats.beat()
     was_lost = mine.lease.lost
     clock.pass_time(1)
-    beats._beat()
+    beats.beat()
 
     assert was_lost
     assert not mine.lease.lost
@@ -168,9 +180,9 @@ def test_slept(beats: Heartbeat, held: Callable[..., Held], clock: Any, told: li
     store = Answers("restored", "renewed")
     mine = held(store)
     clock.pass_time(61)
-    beats._beat()
+    beats.beat()
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
 
     assert mine.lease.lost
     assert store.names() == ["renew", "renew"]  # taken again all the same: nobody else is to run
@@ -183,7 +195,7 @@ def test_slept_and_renewed(beats: Heartbeat, held: Callable[..., Held], clock: A
     """A lease that Redis never gave up is not lost, however long we slept."""
     mine = held(Answers("renewed"))
     clock.pass_time(61)
-    beats._beat()
+    beats.beat()
 
     assert not mine.lease.lost
 
@@ -194,9 +206,9 @@ def test_slept_while_the_store_is_away(
     """Asleep for longer than the lease, and nobody to ask: it is lost, and stays so."""
     mine = held(Answers(AWAY, "renewed"))
     clock.pass_time(61)
-    beats._beat()
+    beats.beat()
     clock.pass_time(1)
-    beats._beat()
+    beats.beat()
 
     assert mine.lease.lost
     assert [each.kind for each in told] == ["lease_lost"]
@@ -214,7 +226,7 @@ def test_closed_and_restored(beats: Heartbeat, held: Callable[..., Held], clock:
 
     store.run_many = finish_meanwhile  # type: ignore[method-assign]  # for one call
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
 
     assert store.names() == ["renew", "reap"]
     assert store.sent[1].args == ("m1", "a", 0)
@@ -229,7 +241,7 @@ def test_closed_otherwise(
     store = Answers(answer)
     mine = held(store)
     mine.is_closed = True
-    beats._beat()
+    beats.beat()
 
     assert (store.names(), told, beats._unfinished) == (["renew"], [], [])
 
@@ -240,7 +252,7 @@ def test_removed(beats: Heartbeat, held: Callable[..., Held]) -> None:
     mine = held(store)
     beats.remove(mine)
     beats.remove(mine)
-    beats._beat()
+    beats.beat()
 
     assert store.sent == []
 
@@ -248,7 +260,7 @@ def test_removed(beats: Heartbeat, held: Callable[..., Held]) -> None:
 def test_finish_later(
     beats: Heartbeat, held: Callable[..., Held], clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An end that could not be sent is sent each second until the store answers."""
+    """An end that could not be sent is sent at once, and then each second until it is heard."""
     store = Answers(AWAY, AWAY, protocol.Finish("finished"))
     mine = held(store)
     beats.remove(mine)
@@ -256,9 +268,9 @@ def test_finish_later(
     pauses = []
     for _ in range(3):
         pauses.append(_sleeps(beats, clock, monkeypatch))
-        beats._beat()
+        beats.beat()
 
-    assert pauses == [1.0, 1.0, 1.0]
+    assert pauses == [0.0, 1.0, 1.0]
     assert store.names() == ["reap"] * 3
     assert beats._unfinished == []
 
@@ -273,7 +285,7 @@ def test_finish_later_ends_with_the_lease(
     beats.finish_later(mine, mine.giving_up())
     for _ in range(20):
         clock.pass_time(1)
-        beats._beat()
+        beats.beat()
 
     assert beats._unfinished == []
     assert len(store.sent) == 11
@@ -297,7 +309,7 @@ def test_outage_beats_each_second(
     pauses = []
     for _ in range(4):
         pauses.append(_sleeps(beats, clock, monkeypatch))
-        beats._beat()
+        beats.beat()
 
     assert pauses == [20.0, 1.0, 1.0, 20.0]
 
@@ -312,11 +324,11 @@ def test_third_of_the_shortest_lease(
     pauses = []
     for _ in range(3):
         pauses.append(_sleeps(beats, clock, monkeypatch))
-        beats._beat()
+        beats.beat()
     beats.remove(first)
     for _ in range(2):
         pauses.append(_sleeps(beats, clock, monkeypatch))
-        beats._beat()
+        beats.beat()
 
     assert pauses == [2.0, 2.0, 2.0, 2.0, 20.0]
     assert (len(long.sent), len(short.sent)) == (5, 3)
@@ -342,8 +354,8 @@ def test_one_pipeline_a_store(beats: Heartbeat, held: Callable[..., Held]) -> No
     for number in range(5):
         held(one, attempt=f"one{number}")
     held(other, attempt="other")
-    beats._beat()
-    beats._beat()
+    beats.beat()
+    beats.beat()
 
     assert (one.pipelines, len(one.sent), one.siblings) == (2, 10, 1)
     assert (other.pipelines, len(other.sent), other.siblings) == (2, 2, 1)
@@ -356,7 +368,7 @@ def test_one_store_away_does_not_hinder_another(
     held(Answers(AWAY), attempt="away")
     mine = held(Answers("renewed"), attempt="there")
     clock.pass_time(20)
-    beats._beat()
+    beats.beat()
 
     assert mine.lease.remaining == 60.0
 
@@ -373,7 +385,7 @@ def test_slow_run_is_told_once(
     for _ in range(4):
         _sleeps(beats, clock, monkeypatch)
         clock.pass_time(0.001)
-        beats._beat()
+        beats.beat()
 
     assert [(each.kind, each.reason) for each in told] == [
         ("slow", "it runs for longer than warn_after=5 s")
@@ -446,7 +458,7 @@ def test_failing_beat_does_not_end_it(
 ) -> None:
     """Whatever a beat raises is CRITICAL, with its traceback; the next comes in a second."""
     mine = held(Answers("renewed"))
-    beat, at = beats._beat, []
+    beat, at = beats.beat, []
 
     def fail_renew_stop() -> None:
         at.append(clock.now)
@@ -456,7 +468,7 @@ def test_failing_beat_does_not_end_it(
         raise Stop
 
     monkeypatch.setattr(beats._wake, "wait", clock.pass_time)
-    monkeypatch.setattr(beats, "_beat", fail_renew_stop)
+    monkeypatch.setattr(beats, "beat", fail_renew_stop)
     monkeypatch.setattr(_heartbeat, "emit", _stop_at_second(told))
     with pytest.raises(Stop):
         beats._run()
@@ -469,13 +481,15 @@ def test_failing_beat_does_not_end_it(
     assert first.exc_info is not None
 
 
-def test_real_thread(store_url: str, told: list[Event]) -> None:
+def test_real_thread(
+    guarded: Callable[..., Guard], once_locks: OnceHarness, told: list[Event]
+) -> None:
     """In its thread, over a real store, a lease of a second outlives its length."""
-    store = Store(store_url)
-    message = Message("m1")
-    store.run(protocol.start(KEY, message, "a", where="h", lease=1.0, ttl=60.0, heal_after=60.0))
+    guard, store, message = guarded(lease=1.0), once_locks.store, Message("m1")
+    key = guard.key((1,), {})
+    store.run(protocol.start(key, message, "a", where="h", lease=1.0, ttl=60.0, heal_after=60.0))
     table = Heartbeat()
-    lease = Lease(KEY, 7, 1.0)
+    lease = Lease(key, 7, 1.0)
     mine = Held(store, message, "a", "h", lease, "shop.sync")
     table.add(mine)
     first = lease._deadline
@@ -484,13 +498,14 @@ def test_real_thread(store_url: str, told: list[Event]) -> None:
     table.remove(mine)
 
     assert not lease.lost
+    assert_task_locked(guard, 1, state="running", holder="m1")
     assert [each for each in told if each.kind != "store_unavailable"] == []
 
 
 FORK = """
     import os, sys, threading
     from once_core._heartbeat import Held, heartbeat
-    from once_core.lease import Lease
+    from once_core._lease import Lease
     from once_core.protocol import Message
     from once_core.store import Store
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from once_core import lease as leases
+from once_core import _lease as leases
+from once_core._lease import Lease, current_lease
 from once_core.errors import LeaseLostError
-from once_core.lease import Lease, current_lease
 
 KEY = "once:shop.sync:0"
 

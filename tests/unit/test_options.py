@@ -59,6 +59,7 @@ def test_defaults() -> None:
         "prefix": "once",
         "ttl": 3600.0,
         "lease": 60.0,
+        "limit": 1,
         "heal_after": 60.0,
         "window": None,
         "keep_for": None,
@@ -71,6 +72,7 @@ def test_defaults() -> None:
         "warn_after": None,
         "preview": False,
         "secret": None,
+        "events": 0,
         "url": None,
         "client": None,
     }
@@ -371,6 +373,15 @@ def test_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options.url, options.prefix) == (None, "once")
 
 
+def test_events_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched on for a deployment without touching its code; what is no number is refused."""
+    monkeypatch.setenv("ONCE_EVENTS", "5000")
+    assert OnceOptions.layered({}, {}).events == 5000
+
+    monkeypatch.setenv("ONCE_EVENTS", "many")
+    assert _wrong_layer({}, {}).startswith("once option events='many' of the app's configuration")
+
+
 def test_environment_is_for_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options made by hand do not look at the environment."""
     monkeypatch.setenv("ONCE_PREFIX", "environment")
@@ -405,7 +416,7 @@ def test_call_can_contradict() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["url", "client", "secret", "preview"])
+@pytest.mark.parametrize("name", ["url", "client", "secret", "preview", "events"])
 def test_not_at_a_call(name: str) -> None:
     """What the worker has to know as well cannot be given at a call."""
     with pytest.raises(ConfigurationError) as caught:

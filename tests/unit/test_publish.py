@@ -8,56 +8,49 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 
 from once_core import protocol
-from once_core._client import make_client
 from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, KeyDerivationError, StoreUnavailableError
 from once_core.events import Event
 from once_core.guard import Guard
 from once_core.protocol import Message
 from once_core.publish import OncePublish, claim
-from once_core.store import Store
+from once_core.store import Ghosts
+from once_pytest import OnceClock, OnceFaults, OnceHarness, assert_task_locked
+from once_pytest._store import StoreOfTest
+
+# a call is claimed or refused, and nobody runs what waits then
+pytestmark = pytest.mark.once(leaks="ignore")
 
 
-class Deaf:
-    """A client of a real store whose answers get lost, or which is not heard, when told so."""
+class Counted:
+    """The client of a store that counts what is asked, and knows no other commands."""
 
-    def __init__(self, url: str) -> None:
-        self.client: Any = make_client(url)
-        self.loses_answers = False
-        self.is_away = False
+    def __init__(self, client: Any) -> None:
+        self._client = client
         self.asked = 0
 
     def evalsha(self, *command: Any) -> object:
         self.asked += 1
-        if self.is_away:
-            raise redis.ConnectionError("Connection refused")
-        try:
-            answer = self.client.evalsha(*command)
-        except redis.exceptions.NoScriptError:
-            text = next(s.text for s in map(protocol.script, STEPS) if s.sha == command[0])
-            answer = self.client.eval(text, *command[1:])
-        if self.loses_answers:
-            raise redis.TimeoutError("Timeout reading from socket")
-        return answer
+        return self._client.evalsha(*command)
 
-
-STEPS = ("claim", "confirm", "start", "finish", "withdraw", "inspect")
+    def eval(self, *command: Any) -> object:
+        return self._client.eval(*command)
 
 
 @pytest.fixture
-def deaf(store_url: str) -> Deaf:
-    """A client that can be made deaf."""
-    return Deaf(store_url)
+def counted(once_locks: OnceHarness) -> Counted:
+    """Counts commands; the toolkit counts steps, which may have several."""
+    client: Any = Counted(once_locks.client())
+    once_locks.store = StoreOfTest(lambda: client, once_locks.opened.prefix)
+    return client
 
 
 @pytest.fixture
-def guard(guarded: Callable[..., Guard], deaf: Deaf) -> Guard:
-    """A guard over a client that can be made deaf."""
-    client: Any = deaf
-    return guarded(store=Store(client))
+def guard(guarded: Callable[..., Guard]) -> Guard:
+    """A guard with the options that are built in."""
+    return guarded()
 
 
 def _start(guard: Guard, key: str, message: Message) -> protocol.Start:
@@ -146,7 +139,12 @@ def test_running(guarded: Callable[..., Guard], told: list[Event]) -> None:
 @pytest.mark.parametrize(
     "options", [{"scope": "window", "window": 30}, {"scope": "until_done", "keep_for": 30}]
 )
-def test_kept(guarded: Callable[..., Guard], told: list[Event], options: dict[str, Any]) -> None:
+def test_kept(
+    guarded: Callable[..., Guard],
+    once_clock: OnceClock,
+    told: list[Event],
+    options: dict[str, Any],
+) -> None:
     """Inside of window= and keep_for= a call is a duplicate of work that was done."""
     guard = guarded(**options)
     message = Message("m1", claim(guard, (1,), {}, "m1").ticket)
@@ -166,6 +164,10 @@ def test_kept(guarded: Callable[..., Guard], told: list[Event], options: dict[st
     )
     assert 29 < made.publish.retry_after <= 30
     assert told[-1].reason == "it was done just now (window= or keep_for=)"
+
+    once_clock.advance_to_expiry(guard, 1)
+
+    assert claim(guard, (1,), {}, "m3").publish.state == "claimed"
 
 
 def test_replaced(guarded: Callable[..., Guard], told: list[Event]) -> None:
@@ -210,64 +212,64 @@ def test_moved(guarded: Callable[..., Guard], told: list[Event]) -> None:
     )
 
 
-def test_refreshed(guarded: Callable[..., Guard], told: list[Event]) -> None:
+def test_refreshed(guard: Guard, once_clock: OnceClock, told: list[Event]) -> None:
     """A message that has been due for suspiciously long gets a copy, with its own ticket."""
-    guard = guarded(heal_after=0.001)
     first = claim(guard, (1,), {}, "m1")
-    while (made := claim(guard, (1,), {}, "m2")).publish.state != "refreshed":
-        pass  # it may be asked again within the same millisecond
+    once_clock.advance(guard.options.heal_after)
+    made = claim(guard, (1,), {}, "m2")
 
+    assert made.publish.state == "refreshed"
     assert (made.publish.is_duplicate, made.publish.holder_id) == (False, "m2")
     assert made.ticket == first.ticket
     assert told[-1].kind == "refreshed"
 
 
-def test_scope_that_limits_no_publish(guard: Guard, guarded: Any, deaf: Deaf) -> None:
+def test_scope_that_limits_no_publish(guarded: Callable[..., Guard], counted: Counted) -> None:
     """Where nothing that waits is limited, publishing asks nobody."""
-    limits_runs = guarded(scope="running", store=guard.store)
-    made = claim(limits_runs, (1,), {}, "m1")
+    made = claim(guarded(scope="running"), (1,), {}, "m1")
 
     assert (made.publish.state, made.publish.is_duplicate) == ("claimed", False)
     assert made.claim is None
     assert made.ticket < 0
-    assert deaf.asked == 0
+    assert counted.asked == 0
 
 
-def test_one_round_trip(guard: Guard, deaf: Deaf) -> None:
+def test_one_round_trip(guard: Guard, counted: Counted) -> None:
     """A call asks the store once, sent or not."""
     claim(guard, (1,), {}, "m0")
-    deaf.asked = 0
+    counted.asked = 0
     claim(guard, (2,), {}, "m1").sent()
     claim(guard, (2,), {}, "m2")
 
-    assert deaf.asked == 2
+    assert counted.asked == 2
 
 
-def test_store_away(guard: Guard, deaf: Deaf) -> None:
+def test_store_away(guard: Guard, once_faults: OnceFaults) -> None:
     """By default a call fails while the store is away."""
-    deaf.is_away = True
+    once_faults.outage()
 
     with pytest.raises(StoreUnavailableError):
         claim(guard, (1,), {}, "m1")
 
 
 def test_store_away_and_run(
-    guard: Guard, guarded: Callable[..., Guard], deaf: Deaf, told: list[Event]
+    guarded: Callable[..., Guard], once_faults: OnceFaults, told: list[Event]
 ) -> None:
     """With on_store_error="run" the call is sent without a claim, and that is told."""
-    lenient = guarded(store=guard.store, on_store_error="run")
-    deaf.is_away = True
+    lenient = guarded(on_store_error="run")
+    once_faults.outage()
     made = claim(lenient, (1,), {}, "m1")
 
-    assert made.publish == OncePublish("unguarded", False, "m1", guard.key((1,), {}), 0.0)
+    assert made.publish == OncePublish("unguarded", False, "m1", lenient.key((1,), {}), 0.0)
     assert made.ticket < 0
     assert [each.kind for each in told] == ["store_unavailable", "unguarded"]
-    assert "the lock store at the client that was given is not available" in told[1].reason
+    assert "is not available (ConnectionError: injected by once_faults" in told[0].reason
+    assert told[0].reason in told[1].reason
 
 
-def test_call_option_for_a_store_that_is_away(guard: Guard, deaf: Deaf) -> None:
+def test_call_option_for_a_store_that_is_away(guard: Guard, once_faults: OnceFaults) -> None:
     """A single call may do without the lock; the worker is told with the message."""
-    deaf.is_away = True
+    once_faults.outage()
     call = {"on_store_error": "run"}
     made = claim(guard.with_call(call), (1,), {}, "m1", call=call)
 
@@ -275,56 +277,61 @@ def test_call_option_for_a_store_that_is_away(guard: Guard, deaf: Deaf) -> None:
     assert made.header["call"] == {"on_store_error": "run"}
 
 
-def test_ghost_is_taken_over(guard: Guard, deaf: Deaf, told: list[Event]) -> None:
+def test_ghost_is_taken_over(guard: Guard, once_faults: OnceFaults) -> None:
     """A claim whose answer was lost does not refuse this process's next call for a minute."""
-    deaf.loses_answers = True
+    once_faults.lose_reply("claim")
     with pytest.raises(StoreUnavailableError):
         claim(guard, (1,), {}, "m1")
-    deaf.loses_answers = False
     made = claim(guard, (1,), {}, "m2")
 
     assert (made.publish.state, made.publish.is_duplicate) == ("refreshed", False)
     assert claim(guard, (1,), {}, "m3").publish.holder_id == "m2"
 
 
-def test_ghost_of_another_process_heals(guard: Guard, guarded: Any, deaf: Deaf) -> None:
+def test_ghost_of_another_process_heals(
+    guard: Guard, once_locks: OnceHarness, once_clock: OnceClock, once_faults: OnceFaults
+) -> None:
     """Another producer does not know of the ghost, and is refused until it heals."""
-    deaf.loses_answers = True
+    once_faults.lose_reply("claim")
     with pytest.raises(StoreUnavailableError):
         claim(guard, (1,), {}, "m1")
-    made = claim(guarded(), (1,), {}, "m2")
+    once_locks.store.ghosts = Ghosts()  # as in a process that lost nothing
+    made = claim(guard, (1,), {}, "m2")
 
     assert (made.publish.state, made.publish.holder_id) == ("waiting", "m1")
 
+    once_clock.advance(guard.options.heal_after)
 
-def test_claim_that_was_not_heard_leaves_no_ghost(guard: Guard, deaf: Deaf) -> None:
+    assert claim(guard, (1,), {}, "m3").publish.state == "refreshed"
+
+
+def test_claim_that_was_not_heard_leaves_no_ghost(guard: Guard, once_faults: OnceFaults) -> None:
     """If the lost claim was not heard at all, the next one is the first."""
-    deaf.is_away = True
+    once_faults.lose_request("claim")
     with pytest.raises(StoreUnavailableError):
         claim(guard, (1,), {}, "m1")
-    deaf.is_away = False
 
     assert claim(guard, (1,), {}, "m2").publish.state == "claimed"
     assert claim(guard, (1,), {}, "m3").publish.state == "waiting"
 
 
-def test_ghost_does_not_take_over_others(guard: Guard, guarded: Any, deaf: Deaf) -> None:
+def test_ghost_does_not_take_over_others(
+    guard: Guard, once_locks: OnceHarness, once_faults: OnceFaults
+) -> None:
     """Whoever remembers a ghost that was never heard is still refused by somebody's real claim."""
-    deaf.is_away = True
+    once_faults.lose_request("claim")
     with pytest.raises(StoreUnavailableError):
         claim(guard, (1,), {}, "m1")
-    deaf.is_away = False
-    claim(guarded(), (1,), {}, "m2")
+    theirs = once_locks.hold(guard, 1, state="waiting")
 
-    assert claim(guard, (1,), {}, "m3").publish.holder_id == "m2"
+    assert claim(guard, (1,), {}, "m3").publish.holder_id == theirs.message_id
 
 
-def test_failed_publish_withdraws(guarded: Callable[..., Guard], told: list[Event]) -> None:
+def test_failed_publish_withdraws(guard: Guard, once_locks: OnceHarness, told: list[Event]) -> None:
     """A message that the broker did not take leaves nothing behind; the next call is sent."""
-    guard = guarded()
     claim(guard, (1,), {}, "m1").failed()
 
-    assert guard.store.client().dbsize() == 0
+    assert once_locks.store.written() == []
     assert (told[-1].kind, told[-1].reason) == (
         "withdrawn",
         "the broker did not take the message",
@@ -332,12 +339,11 @@ def test_failed_publish_withdraws(guarded: Callable[..., Guard], told: list[Even
     assert claim(guard, (1,), {}, "m2").publish.state == "claimed"
 
 
-def test_failed_publish_while_the_store_is_away(guard: Guard, deaf: Deaf) -> None:
+def test_failed_publish_while_the_store_is_away(guard: Guard, once_faults: OnceFaults) -> None:
     """If broker and store fail together, this process's next call takes its own claim over."""
     made = claim(guard, (1,), {}, "m1")
-    deaf.is_away = True
-    made.failed()
-    deaf.is_away = False
+    with once_faults.outage():
+        made.failed()
 
     assert claim(guard, (1,), {}, "m2").publish.state == "refreshed"
 
@@ -348,19 +354,23 @@ def test_failed_publish_of_a_duplicate(guarded: Callable[..., Guard], told: list
     claim(guard, (1,), {}, "m1")
     claim(guard, (1,), {}, "m2").failed()
 
-    assert guard.is_locked((1,), {})
+    assert_task_locked(guard, 1, state="waiting", holder="m1")
     assert [each.kind for each in told] == ["claimed", "duplicate"]
 
 
-def test_sent_while_the_store_is_away(guarded: Any, guard: Guard, deaf: Deaf) -> None:
+def test_sent_while_the_store_is_away(
+    guarded: Callable[..., Guard], once_faults: OnceFaults
+) -> None:
     """A confirmation that cannot be sent is no error: the newer message's start says the same."""
-    replacing = guarded(store=guard.store, on_duplicate="replace", key=["order_id"])
-    claim(replacing, (1,), {"note": "old"}, "m1")
-    made = claim(replacing, (1,), {"note": "new"}, "m2")
-    deaf.is_away = True
-    made.sent()
+    guard = guarded(on_duplicate="replace", key=["order_id"])
+    old = claim(guard, (1,), {"note": "old"}, "m1")
+    made = claim(guard, (1,), {"note": "new"}, "m2")
+    with once_faults.outage() as outage:
+        made.sent()
 
-    assert made.publish.state == "replaced"
+    assert (made.publish.state, outage.hits) == ("replaced", 1)
+    assert _start(guard, old.key, Message("m2", made.ticket)).status == "started"
+    assert _start(guard, old.key, Message("m1", old.ticket)).status == "superseded"
 
 
 def test_duplicate_error(guarded: Callable[..., Guard]) -> None:
@@ -417,6 +427,7 @@ def test_header(guarded: Callable[..., Guard]) -> None:
         "m1",
         "shop.sync",
         call={"ttl": 5.0, "lease": 7.0},  # what only a producer needs stays with it
+        store=guard.store.id,  # empty on fakeredis
     )
 
 
@@ -445,10 +456,8 @@ def test_expiry(guarded: Callable[..., Guard]) -> None:
     """A message that the broker drops soon is remembered no longer than it lives."""
     guard = guarded()
     claim(guard, (1,), {}, "m1", expires=5.0)
-    holder = guard.holder((1,), {})
 
-    assert holder is not None
-    assert 4 < holder.remaining <= 5
+    assert_task_locked(guard, 1, state="waiting", ttl=(4, 5))
 
 
 def test_own_claim_from_within(guarded: Callable[..., Guard]) -> None:
