@@ -26,6 +26,7 @@ def own_tasks() -> Iterator[None]:
     state: Any = sys.modules.get("celery._state")
     before = set(state._on_app_finalizers) if state is not None else set()
     current = getattr(state._tls, "current_app", None) if state is not None else None
+    default = state.default_app if state is not None else None
     yield
     state = sys.modules.get("celery._state")
     for each in set(state._on_app_finalizers) - before if state is not None else ():
@@ -33,6 +34,7 @@ def own_tasks() -> Iterator[None]:
             state._on_app_finalizers.discard(each)
     if state is not None:
         state._tls.current_app = current
+        state.default_app = default  # Celery's own `start_worker` makes its app everybody's
 
 
 @pytest.fixture(autouse=True)
