@@ -11,6 +11,9 @@ from datetime import timedelta
 MOST_SLOTS = 1000
 """Attempts at once: a record lists them all, and every step reads it."""
 
+MOST_REPLICAS = 100
+"""A number beyond any deployment: one that is meant for another option is found out."""
+
 LONGEST = 1e10
 """Seconds, some 300 years: Redis counts milliseconds in 64 bits, Lua exactly in 53."""
 

@@ -9,6 +9,7 @@ import redis
 import redis.asyncio
 
 from once_core._breaker import FAILURES
+from once_core._replicas import Command, acknowledged, commands
 
 if TYPE_CHECKING:
     from once_core.protocol import Step
@@ -20,6 +21,9 @@ _CUT = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 _ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError)
 """Answers of a node whose slot is on its way to another, or has gone there (MOVED is an ASK)."""
+
+
+_AskError = redis.exceptions.AskError
 
 
 class ClusterCarrier:
@@ -50,22 +54,27 @@ class ClusterCarrier:
                 raise
         return ask(self._cluster, step)
 
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
-        """The replies to many steps; a node that is away costs its own steps only."""
+    def scripts(self, steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[object]:
+        """The replies to many steps; a node that is away costs its own steps only.
+
+        Args:
+            steps: At least one.
+            with_texts: Send the texts of their scripts too.
+        """
         answers: dict[int, object] = {}
         cut: dict[int, str] = {}
         for node, places in self._by_node(range(len(steps)), steps):
-            answers.update(self._pipelined(node, places, steps))
+            answers.update(self._pipelined(node, places, steps, with_texts=with_texts))
             away = [at for at in places if isinstance(answers[at], _CUT)]
             if away and node is not None:
                 cut.update(dict.fromkeys(away, node.name))
                 self._look_again(node)
         moved = [at for at, before in cut.items() if has_moved(before, self._node(steps[at]))]
         for node, places in self._by_node(moved, steps):
-            answers.update(self._pipelined(node, places, steps))
+            answers.update(self._pipelined(node, places, steps, with_texts=with_texts))
         for at, answer in answers.items():
             if isinstance(answer, _ELSEWHERE):
-                answers[at] = self._one(steps[at])  # redis-py goes where the node points to
+                answers[at] = self._elsewhere(steps[at], answer)
         return [answers[at] for at in range(len(steps))]
 
     def _node(self, step: Step[Any]) -> str:
@@ -87,6 +96,9 @@ class ClusterCarrier:
         node: Any,  # noqa: ANN401  # of redis-py's, half typed
         places: Sequence[int],
         steps: Sequence[Step[Any]],
+        *,
+        with_texts: bool = False,
+        asking: bool = False,
     ) -> dict[int, object]:
         if node is None:  # nobody has their slots: redis-py pauses and looks again, once for all
             first, *others = places
@@ -96,19 +108,33 @@ class ClusterCarrier:
             return {first: answer, **{at: self._one(steps[at]) for at in others}}
         try:
             # a pipeline of the cluster client itself refuses EVALSHA
-            pipeline = self._cluster.get_redis_connection(node).pipeline(transaction=False)
-            for step in (steps[at] for at in places):
-                pipeline.evalsha(step.script.sha, 1, step.key, *step.args)
-            replies = pipeline.execute(raise_on_error=False)
+            client = self._cluster.get_redis_connection(node)
+            own = [steps[at] for at in places]
+            replies = pipelined(client, own, with_texts=with_texts, asking=asking)
         except FAILURES as error:
             return dict.fromkeys(places, error)
         return dict(zip(places, replies, strict=True))
+
+    def _elsewhere(self, step: Step[Any], error: Any) -> object:  # noqa: ANN401  # see above
+        """The reply from where a node points to."""
+        if not step.replicas:
+            return self._one(step)  # redis-py goes there
+        if isinstance(error, redis.exceptions.TryAgainError):
+            return error
+        has_gone = isinstance(error, redis.exceptions.MovedError)
+        if has_gone:
+            self._look_again(None)
+        node = self._cluster.get_node(error.host, error.port)
+        if node is None:
+            return error
+        # not by redis-py, for WAIT has to follow on the same connection
+        return self._pipelined(node, [0], [step], with_texts=True, asking=not has_gone)[0]
 
     def _look_again(self, away: Any) -> None:  # noqa: ANN401  # see above
         """Ask where the slots are now, and not the node that did not answer just now."""
         manager = self._cluster.nodes_manager
         known = manager.startup_nodes
-        left_out = known.pop(away.name, None) if len(known) > 1 else None
+        left_out = known.pop(away.name, None) if away and len(known) > 1 else None
         try:
             manager.initialize()
         except FAILURES:  # the next step will find it out, too
@@ -120,6 +146,30 @@ class ClusterCarrier:
             return self.script(step)
         except FAILURES as error:
             return error
+
+
+def pipelined(
+    client: Any,  # noqa: ANN401  # any client of one server
+    steps: Sequence[Step[Any]],
+    *,
+    with_texts: bool = False,
+    asking: bool = False,
+) -> list[object]:
+    """The replies to steps that are sent at once; errors of single ones among them.
+
+    Args:
+        client: Of redis-py.
+        steps: At least one.
+        with_texts: Send the texts of their scripts too.
+        asking: The slot is on its way to this server.
+    """
+    pipeline = client.pipeline(transaction=False)
+    if asking:
+        pipeline.execute_command("ASKING")  # of the one command behind it
+    for command in commands(steps, with_texts=with_texts):
+        pipeline.execute_command(*command)
+    replies = pipeline.execute(raise_on_error=False)
+    return acknowledged(steps, replies[1:] if asking else replies)
 
 
 def ask(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # any client of redis-py
@@ -147,12 +197,54 @@ async def ask_async(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # 
 
 
 async def _asked(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # see above
+    if step.replicas and not type(client).__module__.startswith("fakeredis"):
+        return await _replicated(client, step)
     script = step.script
     try:
         reply: object = await client.evalsha(script.sha, 1, step.key, *step.args)
     except redis.exceptions.NoScriptError:
         reply = await client.eval(script.text, 1, step.key, *step.args)
     return reply
+
+
+async def _replicated(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # see above
+    """The reply to a step that replicas have to have, with ``WAIT`` on the same connection."""
+    answer: object = None
+    for with_texts in (False, True):
+        words = commands([step], with_texts=with_texts)
+        if isinstance(client, redis.asyncio.RedisCluster):
+            replies = await _of_cluster(client, step, words)
+        else:
+            pipeline = client.pipeline(transaction=False)
+            for each in words:
+                pipeline.execute_command(*each)
+            replies = await pipeline.execute(raise_on_error=False)
+        [answer] = acknowledged([step], replies)
+        if not isinstance(answer, redis.exceptions.NoScriptError):
+            break
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+async def _of_cluster(
+    client: Any,  # noqa: ANN401  # see above
+    step: Step[Any],
+    words: Sequence[Command],
+) -> list[object]:
+    replies = await _of_node(client.get_node_from_key(step.key), words)
+    error: Any = replies[0]
+    if isinstance(error, redis.exceptions.MovedError):
+        await client.nodes_manager.initialize()  # looks where the slots are now
+        return await _of_node(client.get_node_from_key(step.key), words)
+    node = client.get_node(error.host, error.port) if isinstance(error, _AskError) else None
+    return replies if node is None else (await _of_node(node, [("ASKING",), *words]))[1:]
+
+
+async def _of_node(node: Any, words: Sequence[Command]) -> list[object]:  # noqa: ANN401  # see above
+    sent = [redis.asyncio.cluster.PipelineCommand(at, *each) for at, each in enumerate(words)]
+    await node.execute_pipeline(sent)
+    return [each.result for each in sent]
 
 
 def _node(cluster: Any, step: Step[Any]) -> str:  # noqa: ANN401  # half typed

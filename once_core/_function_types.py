@@ -35,6 +35,7 @@ class BlockOptions(TypedDict, total=False):
     prefix: str | Callable[[], str]
     lease: Seconds
     limit: int
+    min_replicas: int
     warn_after: Seconds | None
     on_store_error: Literal["raise", "run"]
     url: str | None

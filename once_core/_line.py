@@ -15,6 +15,7 @@ import redis
 
 from once_core._breaker import FAILURES
 from once_core._clock import elapsed
+from once_core._replicas import acknowledged, commands
 
 if TYPE_CHECKING:
     from once_core.protocol import Step
@@ -55,16 +56,19 @@ class Line:
         except redis.exceptions.NoScriptError:
             return self._call(ask, _packed(("EVAL", script.text, 1, step.key, *step.args)))
 
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
+    def scripts(self, steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[object]:
         """The replies to many steps, sent at once; errors of single ones among them.
+
+        Args:
+            steps: At least one.
+            with_texts: Send the texts of their scripts too.
 
         Raises:
             redis.RedisError: The server is away.
         """
-        commands = [
-            _packed(("EVALSHA", step.script.sha, 1, step.key, *step.args)) for step in steps
-        ]
-        return self._call(partial(_ask_all, len(steps)), b"".join(commands))
+        words = commands(steps, with_texts=with_texts)
+        packed = b"".join([_packed(each) for each in words])
+        return acknowledged(steps, self._call(partial(_ask_all, len(words)), packed))
 
     def _call(self, ask: Callable[[Any, bytes], T], packed: bytes) -> T:
         connection = self._take()

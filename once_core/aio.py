@@ -55,7 +55,7 @@ class AsyncStore:
             StoreUnavailableError: The server did not answer in about a second, or refused.
         """
         self._breaker.gate()
-        name, client = step.script.name, await self._connected()
+        name, client = step.name, await self._connected()
         try:
             reply = await ask_async(client, step)
         except FAILURES as error:

@@ -150,6 +150,7 @@ class Attempt:
             give_up=options.on_overlap != "defer",
             limit=options.limit,
             park=park,
+            replicas=options.min_replicas,
         )
 
     def _notice_other_store(self) -> None:

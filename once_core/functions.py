@@ -126,8 +126,9 @@ def once(
             default as long as it takes.
         raise_on_locked: True is the same as ``on_overlap="raise"``.
         return_on_locked: What a call returns that is skipped.
-        options: ``name``, ``prefix``, ``lease``, ``limit`` (runs at once), ``warn_after``,
-            ``on_store_error``, ``preview``, ``secret``, ``url``, ``client``; see the docs' table.
+        options: ``name``, ``prefix``, ``lease``, ``limit`` (runs at once), ``min_replicas``,
+            ``warn_after``, ``on_store_error``, ``preview``, ``secret``, ``url``, ``client``; see
+            the docs' table.
 
     Raises:
         ConfigurationError: When the function is defined, for what can never work: a generator,

@@ -44,8 +44,8 @@ def lease(
         reentrant: Whether a block within a block of the same name, in the same thread or task,
             goes on under the lease that is held already.
         options: ``limit`` (blocks at once), ``lease`` (seconds until it is free after a crash,
-            60), ``prefix``, ``warn_after``, ``on_store_error``, ``url``, ``client``; see the
-            docs' table.
+            60), ``min_replicas``, ``prefix``, ``warn_after``, ``on_store_error``, ``url``,
+            ``client``; see the docs' table.
 
     Returns:
         A context manager, sync and async, for one block at a time; gives the `Lease`.

@@ -31,7 +31,7 @@ _READING = ("scan", "ping", "xread", "xrange", "xrevrange")
 _WRITING = ("hset", "hdel", "del", "pexpire", "pttl", "publish", "xadd", "expire")
 
 _COMMANDS: dict[Role, tuple[str, ...]] = {
-    "worker": (*_ASKING, *_WRITING, "hmget", "hlen", "hincrby", "subscribe"),
+    "worker": (*_ASKING, *_WRITING, "hmget", "hlen", "hincrby", "subscribe", "wait"),
     "reader": (*_ASKING, *_READING),
     "operator": (*_ASKING, *_READING, *_WRITING),
 }
@@ -157,6 +157,7 @@ def _harmless(command: str, key: str) -> tuple[str | int, ...]:
         "xread": ("COUNT", 1, "STREAMS", key, 0),
         "xrange": (key, "-", "+", "COUNT", 1),
         "xrevrange": (key, "+", "-", "COUNT", 1),
+        "wait": (0, 1),
         **dict.fromkeys(("time", "info", "ping"), ()),
     }
     return (command.upper(), *forms.get(command, (key,)))

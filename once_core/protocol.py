@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from once_core._answers import Claim, Finish, Reap, Release, Start
 from once_core._scripts import Script, script
 
 __all__ = [
@@ -60,104 +61,6 @@ class Message(NamedTuple):
     retries: int = 0
 
 
-class Claim(NamedTuple):
-    """Answer of `claim`; times in seconds.
-
-    Attributes:
-        status: ``"claimed"``, ``"refreshed"`` and ``"replaced"`` let the call be sent with
-            `ticket` and `delay`; ``"moved"``, ``"waiting"``, ``"running"`` and ``"kept"`` do not.
-        ticket: Right of the message to run; 0 where it is not sent.
-        delay: Delay to send it with.
-        holder_id: Message id of the holder; empty where it is sent.
-        remaining: Time after which a new call may be accepted.
-        holder_ticket: Of the holder, whichever copy of it runs; 0 where that is not known.
-    """
-
-    status: Literal["claimed", "refreshed", "replaced", "moved", "waiting", "running", "kept"]
-    ticket: int = 0
-    delay: float = 0.0
-    holder_id: str = ""
-    remaining: float = 0.0
-    holder_ticket: int = 0
-
-    @property
-    def is_duplicate(self) -> bool:
-        """Nothing is sent."""
-        return not self.ticket
-
-
-class Start(NamedTuple):
-    """Answer of `start`; times in seconds.
-
-    Attributes:
-        status: ``"started"``, or why not.
-        fence: Number of the lease.
-        waited: How long its part had waited.
-        found: Whether the record knew of the message.
-        holder_id: Message id of the holder where it was not started.
-        where: ``host:pid`` of a running holder.
-        since: When the holder came, as Unix time of the server.
-        remaining: Until it is due (``"early"``), or until the holder's part ends if nothing
-            renews it.
-    """
-
-    status: Literal["started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"]
-    fence: int = 0
-    waited: float = 0.0
-    found: bool = False
-    holder_id: str = ""
-    where: str = ""
-    since: float = 0.0
-    remaining: float = 0.0
-
-    @property
-    def reason(self) -> str:
-        """Why it was not started, in words."""
-        if self.status == "early":
-            return "it is due later now"
-        if self.status == "repeated":
-            return "it ended before"
-        return f"an attempt of message {self.holder_id} runs"
-
-
-class Finish(NamedTuple):
-    """Answer of `finish`: ``"due"`` asks for a second one once the result is stored.
-
-    Attributes:
-        status: ``"finished"``, ``"due"`` or ``"lost"``.
-        held: Seconds since the start.
-    """
-
-    status: Literal["finished", "due", "lost"]
-    held: float = 0.0
-
-
-class Reap(NamedTuple):
-    """Answer of `reap`.
-
-    Attributes:
-        reaped: Whether the lease was shortened or ended.
-        attempt: Of the lease that was found; empty where another message runs, or none.
-        where: Its ``host:pid``.
-    """
-
-    reaped: bool
-    attempt: str = ""
-    where: str = ""
-
-
-class Release(NamedTuple):
-    """Answer of `release`.
-
-    Attributes:
-        status: ``"released"``, ``"free"`` (there was nothing) or ``"other"`` (not this holder).
-        holder_id: Message id of who held it.
-    """
-
-    status: Literal["released", "free", "other"]
-    holder_id: str = ""
-
-
 @dataclass(slots=True, eq=False)
 class Step(Generic[T]):
     """One atomic step on one record: what to send, and how to read the answer."""
@@ -166,6 +69,13 @@ class Step(Generic[T]):
     key: str
     args: tuple[str | int, ...]
     parse: Callable[[Any], T]
+    replicas: int = 0
+    """How many have to have it, or it counts as failed."""
+
+    @property
+    def name(self) -> str:
+        """What is told apart when servers fail or recover."""
+        return f"{self.script.name} on replicas" if self.replicas else self.script.name
 
 
 def claim(
@@ -185,6 +95,7 @@ def claim(
     fingerprint: str = "",
     retries: int = 0,
     limit: int = 1,
+    replicas: int = 0,
 ) -> Step[Claim]:
     """Before the publish: may this call be sent? Durations in seconds; see `lua/claim.lua`."""
     args = (
@@ -203,7 +114,7 @@ def claim(
         retries,
         limit,
     )
-    return Step(script("claim"), key, args, _parse_claim)
+    return Step(script("claim"), key, args, _parse_claim, replicas)
 
 
 def confirm(key: str, ticket: int, *, ttl: float) -> Step[str]:
@@ -232,6 +143,7 @@ def start(
     give_up: bool = False,
     limit: int = 1,
     park: float = 0.0,
+    replicas: int = 0,
 ) -> Step[Start]:
     """In the worker, before the body. Durations in seconds; see `lua/start.lua`."""
     args = (
@@ -251,7 +163,7 @@ def start(
         limit,
         _ms(park),
     )
-    return Step(script("start"), key, args, _parse_start)
+    return Step(script("start"), key, args, _parse_start, replicas)
 
 
 def renew(

@@ -23,6 +23,7 @@ _WORKER_OPTIONS = frozenset({
     "ttl",
     "lease",
     "limit",
+    "min_replicas",
     "heal_after",
     "window",
     "keep_for",
@@ -347,6 +348,7 @@ def claiming(
         fingerprint=_fingerprint(guard, args, kwargs) if replaces else "",
         retries=retries,
         limit=options.limit,
+        replicas=options.min_replicas,
     )
     is_owed = own or retries > 0
     preview = guard.preview(args, kwargs)

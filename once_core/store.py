@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import redis
@@ -11,7 +12,7 @@ import redis
 from once_core._breaker import FAILURES, Breaker
 from once_core._channel import Listener
 from once_core._client import Client, ClientSource, Like, make_client, masked
-from once_core._cluster import ClusterCarrier, ask
+from once_core._cluster import ClusterCarrier, ask, pipelined
 from once_core._diversion import diversion
 from once_core._flow import Flow, Pause
 from once_core._line import Line
@@ -38,8 +39,11 @@ class Carrier(Protocol):
     def script(self, step: Step[Any]) -> object:
         """The reply to one step; raises what redis-py raises."""
 
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
-        """The replies to many steps, sent at once; errors of single ones among them."""
+    def scripts(self, steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[object]:
+        """The replies to many steps, sent at once; errors of single ones among them.
+
+        With their texts for a server that has not all of their scripts.
+        """
 
 
 class Store:
@@ -83,11 +87,12 @@ class Store:
         """
         self._breaker.gate()
         try:
-            reply = self._connected().script(step)
+            carrier = self._connected()
+            reply = carrier.script(step) if not step.replicas else _replicated(carrier, step)
         except FAILURES as error:
             self._server = None  # it may come back as another one
-            raise self._breaker.failed(step.script.name, error) from error
-        self._breaker.succeeded(step.script.name)
+            raise self._breaker.failed(step.name, error) from error
+        self._breaker.succeeded(step.name)
         return step.parse(texts(reply))
 
     def follow(self, flow: Flow[T]) -> T:
@@ -131,13 +136,13 @@ class Store:
             carrier = self._connected()
             replies = _with_missing_scripts(carrier, steps, carrier.scripts(steps))
         except FAILURES as error:
-            failure = self._breaker.failed(steps[0].script.name, error)
+            failure = self._breaker.failed(steps[0].name, error)
             return [failure for _ in steps]
         for step, reply in zip(steps, replies, strict=True):
             if isinstance(reply, FAILURES):
-                answers.append(self._breaker.failed(step.script.name, reply))
+                answers.append(self._breaker.failed(step.name, reply))
             else:
-                self._breaker.succeeded(step.script.name)
+                self._breaker.succeeded(step.name)
                 answers.append(step.parse(texts(reply)))
         return answers
 
@@ -266,35 +271,33 @@ class _ClientCarrier:
     def script(self, step: Step[Any]) -> object:
         return ask(self.client, step)
 
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
-        pipeline = self.client.pipeline(transaction=False)
-        for step in steps:
-            pipeline.evalsha(step.script.sha, 1, step.key, *step.args)
-        replies: list[object] = pipeline.execute(raise_on_error=False)
-        return replies
+    def scripts(self, steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[object]:
+        if type(self.client).__module__.startswith("fakeredis"):  # no replicas to wait for
+            steps = [replace(step, replicas=0) for step in steps]
+        return pipelined(self.client, steps, with_texts=with_texts)
+
+
+def _replicated(carrier: Carrier, step: Step[Any]) -> object:
+    """The reply to a step that replicas have to have."""
+    [reply] = _with_missing_scripts(carrier, [step], carrier.scripts([step]))
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _with_missing_scripts(
     carrier: Carrier, steps: Sequence[Step[Any]], replies: Sequence[object]
 ) -> list[object]:
-    """Send steps again whose script the server had not: the first with its text, then the rest."""
+    """Send steps again whose script the server had not."""
     answers = list(replies)
-    missing = _missing(answers, range(len(answers)))
-    while missing:
-        first, *rest = missing
-        try:
-            answers[first] = carrier.script(steps[first])
-        except redis.ResponseError as error:
-            answers[first] = error  # of this step alone
-        again = carrier.scripts([steps[at] for at in rest]) if rest else []
-        for at, reply in zip(rest, again, strict=True):
+    missing = [
+        at for at, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)
+    ]
+    if missing:
+        again = carrier.scripts([steps[at] for at in missing], with_texts=True)
+        for at, reply in zip(missing, again, strict=True):
             answers[at] = reply
-        missing = _missing(answers, rest)  # those of other scripts, or on other nodes of a Cluster
     return answers
-
-
-def _missing(answers: Sequence[object], places: Iterable[int]) -> list[int]:
-    return [at for at in places if isinstance(answers[at], redis.exceptions.NoScriptError)]
 
 
 def texts(reply: Any) -> Any:  # noqa: ANN401  # whatever a script returned

@@ -98,10 +98,12 @@ class _Wire:
         step = self._own(step)
         return self._pass(step.script.name, lambda: self._carrier.script(step))
 
-    def scripts(self, steps: Sequence[Step[Any]]) -> list[object]:
+    def scripts(self, steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[object]:
         __tracebackhide__ = True
         own = [self._own(step) for step in steps]
-        found: Any = self._pass(steps[0].script.name, lambda: self._carrier.scripts(own))
+        found: Any = self._pass(
+            steps[0].script.name, lambda: self._carrier.scripts(own, with_texts=with_texts)
+        )
         replies: list[object] = found
         return replies
 

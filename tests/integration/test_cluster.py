@@ -106,9 +106,9 @@ def keys_of(unit: str, count: int) -> list[str]:
     return [f"once:{unit}-{number}:" + "0" * 40 for number in range(count)]
 
 
-def claimed(key: str, message_id: str = "m1") -> protocol.Step[protocol.Claim]:
+def claimed(key: str, message_id: str = "m1", replicas: int = 0) -> protocol.Step[protocol.Claim]:
     """The claim of a message."""
-    return protocol.claim(key, message_id, ttl=60, heal_after=60)
+    return protocol.claim(key, message_id, ttl=60, heal_after=60, replicas=replicas)
 
 
 def started(key: str, message: Message) -> protocol.Step[protocol.Start]:
@@ -248,6 +248,74 @@ async def async_status(url: str, step: protocol.Step[protocol.Claim]) -> str:
         return (await store.run(step)).status
     finally:
         await store.close()
+
+
+# Replicas that have to have it
+
+
+def test_what_no_replica_has_is_refused(places: list[Cluster | SentinelGroup], unit: str) -> None:
+    """With `min_replicas=1`: alone, many at once, and async; who did not ask is not."""
+    keys = keys_of(unit, 30)
+    for place in places:
+        store = Store(place.url)
+        claims = [claimed(key, replicas=1) for key in keys]
+        told = store.run_many(claims)
+        assert {getattr(each, "status", each) for each in told} == {"claimed"}
+        key = keys[0]
+        isolation = (
+            place.replicating_nothing(key)
+            if isinstance(place, Cluster)
+            else (place.replicating_nothing())
+        )
+        with isolation:
+            for run in (store.run, lambda step, to=place.url: asyncio.run(async_status(to, step))):
+                with pytest.raises(StoreUnavailableError, match="0 of min_replicas=1"):
+                    run(claimed(key, "m2", replicas=1))
+            assert isinstance(store.run_many(claims)[0], StoreUnavailableError)
+            assert store.run(claimed(key, "m3")).status == "waiting"
+
+
+def test_replicas_of_a_slot_that_moves_away(cluster: Cluster, unit: str) -> None:
+    """The replica of wherever the key is by then; sync and async, known before or not."""
+    key = keys_of(unit, 1)[0]
+    slot, source = key_slot(key.encode()), cluster.primary_of(key)
+    target = next(node for node in cluster.nodes[:NODES] if node is not source)
+    stale = Store(cluster.url)
+    assert stale.run(claimed(key, replicas=1)).status == "claimed"
+    fresh = [f"{{{key}}}:{number}:" + "1" * 40 for number in range(2)]  # in the same slot
+    told: list[str] = []
+
+    def halfway() -> None:
+        told.append(stale.run(claimed(fresh[0], replicas=1)).status)
+        told.append(asyncio.run(async_status(cluster.url, claimed(fresh[1], replicas=1))))
+
+    with Stalled(cluster.url) as later:
+        assert later.status(claimed(key, "m2", replicas=1)) == "waiting"
+        cluster.reshard(slot, target, pause=halfway)
+
+        assert told == ["claimed", "claimed"]
+        assert later.status(claimed(key, "m3", replicas=1)) == "waiting"
+    assert stale.run(claimed(key, "m4", replicas=1)).holder_id == "m1"
+    cluster.reshard(slot, source)
+
+
+class Stalled:
+    """An async store that was there before something changed."""
+
+    def __init__(self, url: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._store = AsyncStore(url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.run_until_complete(self._store.close())
+        self._loop.close()
+
+    def status(self, step: protocol.Step[protocol.Claim]) -> str:
+        """What a step is answered."""
+        return self._loop.run_until_complete(self._store.run(step)).status
 
 
 # Celery and Dramatiq

@@ -157,7 +157,7 @@ def test_an_incident_is_diagnosed_by_commands_alone(site: Site) -> None:
     wait_until(lambda: _rows(site, "--state", "running"), "it runs", within=60)
 
     # a call to elsewhere is stuck: it runs for long, and its worker is well
-    (row,) = _rows(site, "--older", "1")
+    (row,) = wait_until(lambda: _rows(site, "--older", "1"), "it has run for long")
     assert (row["task"], row["state"]) == ("shop.charge", "running")
     code, said = site.once("explain", "charge", "7")
     assert code == 1

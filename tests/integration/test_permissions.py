@@ -328,6 +328,13 @@ def _note(locks: UsersServer, store: Store, key: str) -> int:
         return 0
 
 
+def _is_told_of_replicas(store: Store, key: str) -> bool:
+    """Whether a claim with `min_replicas=1` learns that there is none."""
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.run(protocol.claim(f"{key}-replicas", "m2", replicas=1, **WAITING))
+    return "0 of min_replicas=1" in str(caught.value)
+
+
 def _worker(locks: UsersServer, user: str, key: str) -> dict[str, object]:
     """What a producer, a worker and a call that waits get to see."""
     seen: dict[str, object] = {}
@@ -365,6 +372,7 @@ def _worker(locks: UsersServer, user: str, key: str) -> dict[str, object]:
     attempt("counted", lambda: admin.hget(key, "wz"))
     attempt("every record ends", lambda: admin.pttl(key) > 0)
     attempt("run", lambda: start(first, "a1"))
+    attempt("asks its replicas", lambda: _is_told_of_replicas(store, key))
     attempt("renewal", lambda: store.run(
         protocol.renew(key, first, "a1", fence=1, held=0.0, **WORKER)))  # fmt: skip
     listener = Listener(store.client)
@@ -383,7 +391,7 @@ def _worker(locks: UsersServer, user: str, key: str) -> dict[str, object]:
     attempt("notes its events", lambda: _note(locks, store, key))
     attempt("its events end", lambda: admin.ttl(stream.name(key.rpartition(":")[0])) > 0)
     listener.close()
-    admin.delete(key)
+    admin.delete(key, f"{key}-replicas")
     return seen
 
 
@@ -393,6 +401,7 @@ WORKER_SEES: dict[str, object] = {
     "counted": b"1",
     "every record ends": True,
     "run": "started",
+    "asks its replicas": True,
     "renewal": "renewed",
     "waits in line": "overlap",
     "listens": True,

@@ -49,16 +49,28 @@ def redelivered(scene: Deployment, task: str, message_id: str) -> int:
     return received(scene, task, message_id) - 1 - put_back
 
 
-def is_idle(scene: Deployment) -> bool:
-    """Whether no worker holds a message, be it a copy, and the broker has none."""
+def wait_until_idle(scene: Deployment) -> None:
+    """Wait until no worker holds a message, be it a copy, and the broker has none."""
     names = [worker.name for worker in scene.workers]  # others may be on the same RabbitMQ
     inspect = scene.app.control.inspect(names, timeout=5, limit=len(names))
-    for kind in ("active", "reserved", "scheduled"):
-        if getattr(inspect, kind)() != {name: [] for name in names}:
-            return False
-    if scene.broker == "redis" and scene.store.client().hlen("unacked"):
-        return False
-    return scene.queued() == 0
+    busy: dict[str, object] = {}
+
+    def is_idle() -> bool:
+        busy.clear()
+        for kind in ("active", "reserved", "scheduled"):
+            held = getattr(inspect, kind)()
+            if held != {name: [] for name in names}:
+                busy[kind] = held
+                return False
+        if scene.broker == "redis":
+            busy["unacked"] = scene.store.client().hlen("unacked")
+        busy["queued"] = scene.queued()
+        return not any(busy.values())
+
+    try:
+        wait_until(is_idle, "every copy has ended, and was acked", within=60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {busy}") from None
 
 
 # Redis, visibility_timeout
@@ -78,7 +90,7 @@ def test_twenty_tasks_longer_than_the_visibility_timeout_run_once_each(
             scene.worker()
         handles = [scene.task("work_late").delay(each, 4.5) for each in units]
         results = [handle.get(timeout=30) for handle in handles]
-        wait_until(lambda: is_idle(scene), "every copy has ended, and was acked")
+        wait_until_idle(scene)
 
     copies = [redelivered(scene, "work_late", handle.id) for handle in handles]
     assert results == [f"done {each}" for each in units]
@@ -103,7 +115,7 @@ def test_an_eta_longer_than_the_visibility_timeout_runs_once(
             for number, task in enumerate(calls)
         ]
         results = [handle.get(timeout=40) for handle in handles]
-        wait_until(lambda: is_idle(scene), "every copy has ended, and was acked")
+        wait_until_idle(scene)
 
     copies = [redelivered(scene, task, each.id) for task, each in zip(calls, handles, strict=True)]
     assert results == [f"done {unit}-{number}" for number in range(MANY)]
@@ -128,7 +140,7 @@ def test_a_task_longer_than_the_visibility_timeout_on_a_worker_with_no_other_han
         handle = scene.task("work_late").apply_async((unit, -1), ignore_result=ignored)
         wait_until(lambda: received(scene, "work_late", handle.id) > 1, "it was given out again")
         let_go(scene, unit)
-        wait_until(lambda: is_idle(scene), "every copy has ended, and was acked")
+        wait_until_idle(scene)
 
     assert ignored or handle.get(timeout=20) == f"done {unit}"
     assert len(scene.runs(unit)) == 1
@@ -264,7 +276,7 @@ Lossy = Callable[..., tuple[Deployment, CeleryWorker]]
 
 def acked_in_the_end(scene: Deployment, worker: CeleryWorker) -> bool:
     """Whether nothing comes back to the queue from a worker that did all its work."""
-    wait_until(lambda: is_idle(scene), "the worker is idle")
+    wait_until_idle(scene)
     worker.kill()
     return scene.queued() == 0
 
