@@ -46,6 +46,8 @@ class Start(NamedTuple):
         since: When the holder came, as Unix time of the server.
         remaining: Until it is due (``"early"``), or until the holder's part ends if nothing
             renews it.
+        turn: Until it may come back, behind others who were put back before it; 0 where nobody
+            can say.
     """
 
     status: Literal["started", "overlap", "skipped", "superseded", "repeated", "duplicate", "early"]
@@ -56,6 +58,7 @@ class Start(NamedTuple):
     where: str = ""
     since: float = 0.0
     remaining: float = 0.0
+    turn: float = 0.0
 
     @property
     def reason(self) -> str:

@@ -166,8 +166,8 @@ def pipelined(
     pipeline = client.pipeline(transaction=False)
     if asking:
         pipeline.execute_command("ASKING")  # of the one command behind it
-    for command in commands(steps, with_texts=with_texts):
-        pipeline.execute_command(*command)
+    for name, *words in commands(steps, with_texts=with_texts):
+        getattr(pipeline, str(name).lower())(*words)
     replies = pipeline.execute(raise_on_error=False)
     return acknowledged(steps, replies[1:] if asking else replies)
 

@@ -150,6 +150,7 @@ class Attempt:
             give_up=options.on_overlap != "defer",
             limit=options.limit,
             park=park,
+            again=self.envelope.deferrals > 0,
             replicas=options.min_replicas,
         )
 

@@ -35,5 +35,9 @@ def delay_after(answer: Start | None, deferrals: int, longest: float) -> float:
     if answer is not None and answer.status == "early":
         return min(answer.remaining, longest)
     delay = deferral(deferrals, longest)
+    if answer is None:
+        return delay
+    if answer.turn:
+        delay = min(answer.turn, longest)  # turns are apart from each other as they are
     # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
-    return min(delay, answer.remaining + LAPSE_MARGIN) if answer is not None else delay
+    return min(delay, answer.remaining + LAPSE_MARGIN)

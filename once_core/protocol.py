@@ -143,6 +143,7 @@ def start(
     give_up: bool = False,
     limit: int = 1,
     park: float = 0.0,
+    again: bool = False,
     replicas: int = 0,
 ) -> Step[Start]:
     """In the worker, before the body. Durations in seconds; see `lua/start.lua`."""
@@ -162,6 +163,7 @@ def start(
         int(give_up),
         limit,
         _ms(park),
+        int(again),
     )
     return Step(script("start"), key, args, _parse_start, replicas)
 
@@ -282,13 +284,14 @@ def _parse_start(reply: str) -> Start:
         return Start("started", int(fence), int(waited) / 1000, found == "1")
     if status == "early":
         return Start("early", remaining=int(rest) / 1000)
-    since, remaining, where, holder_id = rest.split(" ", 3)
+    since, remaining, turn, where, holder_id = rest.split(" ", 4)
     return Start(
         status,  # type: ignore[arg-type]  # narrowed by value
         holder_id=holder_id,
         where=where,
         since=int(since) / 1000,
         remaining=int(remaining) / 1000,
+        turn=int(turn) / 1000,
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import uuid
@@ -41,7 +42,9 @@ def own_tasks() -> Iterator[None]:
 def nothing_left() -> Iterator[None]:
     """What one process has once is none of the next test's: options, leases, events, a logger."""
     state = logger.level, logger.disabled, logger.propagate, list(logger.handlers)
+    level = logging.root.level
     yield
+    logging.root.setLevel(level)  # Celery's workers set it
     logger.level, logger.disabled, logger.propagate, logger.handlers = state
     process_options.clear()
     heartbeat()._held.clear()

@@ -61,6 +61,11 @@ else
       mark_done({ i = id, r = retries, t = ticket, u = now + ttl })
     end
   end
+  local turns = record.t
+  if turns then
+    turns.e = turns.e > 0 and math.ceil((3 * turns.e + held) / 4) or math.max(held, 1)
+    if turns.c == 0 then record.t = nil end
+  end
   free(slot)
   if outcome == 'success' and keep_for > 0 then
     record.q = { u = now + keep_for, i = id, s = now }

@@ -12,6 +12,8 @@
 --   q   kept           publishes are refused until then
 --   y   released       an attempt whose lease a person took away; y1 and on: more of them
 --   p0  parked         who blocks until a slot is free, first come first served; p1 and on
+--   t   turns          when those come back whose messages were put back: d the next moment that
+--                      nobody was told, e the length of a run, c how many are away
 --   l   last number given out (tickets and fences)      v   version of the format
 -- Fields of parts:
 --   a attempt  b host and pid  c copies  d due  e heal_every  f fence  g nonce of the claim
@@ -26,9 +28,10 @@ local HEAL_FLOOR = 60000
 local TEXT = { a = true, b = true, g = true, i = true, j = true, x = true }
 local MARKS = { 'k', 'k1', 'k2', 'k3' }
 local KNOWN = {}
-for name in string.gmatch('w n k k1 k2 k3 z o q y', '%w+') do KNOWN[name] = true end
+for name in string.gmatch('w n k k1 k2 k3 z o q y t', '%w+') do KNOWN[name] = true end
 local NUMBERED = { x = true, y = true, p = true }
 local LONGEST_LINE = 128
+local TURNS = 60000  -- ms for which turns are remembered: twice the longest deferral
 local GRANTED = 3000  -- ms in which whoever was parked has to take up the slot that it was given
 -- numbers that are 0 are not stored
 local ZERO = { __index = { c = 0, e = 0, m = 0, p = 0, r = 0, t = 0, z = 0 } }
@@ -102,6 +105,7 @@ local function prune()
       end
     end
   end
+  if record.t and record.t.u > now + TURNS then record.t, pruned = nil, true end
   for _, name in ipairs({ 'w', 'n', 'q' }) do
     local part = record[name]
     if part and part.s > now then

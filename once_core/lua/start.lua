@@ -1,7 +1,7 @@
 -- start: in the worker, before the body. Only a message known to be dead is refused; in doubt
 -- it runs.
 -- KEYS: record
--- ARGV: id ticket retries attempt where lease ttl heal longest window queued running give_up limit park
+-- ARGV: id ticket retries attempt where lease ttl heal longest window queued running give_up limit park again
 --   ticket    > 0 claimed; 0 or a negative nonce: sent without a claim
 --   lease ttl heal longest   ms; longest: of a deferral
 --   window    ms, or 0
@@ -10,8 +10,10 @@
 --   limit     attempts that may run at once
 --   park      ms for which its place in the line is kept if it cannot start; 0: it does not wait.
 --             Only for whoever has no message: nothing of it waits in this record
+--   again     1: it was put back before
 -- Returns: started fence waited found
---          overlap|skipped|superseded|repeated|duplicate since remaining where holder
+--          overlap|skipped|superseded|repeated|duplicate since remaining turn where holder
+--            turn: ms until it may come back; 0 where nobody can say
 --          early remaining
 -- O(1), but for those who run or wait in the line.
 
@@ -44,15 +46,32 @@ local attempt, where = ARGV[4], ARGV[5]
 local lease, ttl, heal = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local longest, window = tonumber(ARGV[9]), tonumber(ARGV[10])
 local queued, limited, give_up = ARGV[11] == '1', ARGV[12] == '1', ARGV[13] == '1'
-local limit, park = tonumber(ARGV[14]), tonumber(ARGV[15])
+local limit, park, again = tonumber(ARGV[14]), tonumber(ARGV[15]), ARGV[16] == '1'
+local SOONEST = 100
 
 local waiting, behind = record.w, record.n
 local spent, replaced = record.z, record.o
 
-local function end_with(status, part)
+local function end_with(status, part, turn)
   save(true)
   part = part or {}
-  return answer(status, part.s or now, (part.u or now) - now, part.b or '', part.j or part.i or '')
+  return answer(status, part.s or now, (part.u or now) - now, turn or 0, part.b or '',
+    part.j or part.i or '')
+end
+
+-- Each who is put back comes behind those before it, one run after the other: if all asked again
+-- and again, as many would be refused as there are. How long a run takes is known once one ended.
+local function turn_after(running)
+  local turns = record.t or setmetatable({}, ZERO)
+  record.t, turns.u = turns, now + TURNS
+  if not again then turns.c = turns.c + 1 end
+  if turns.e == 0 then return 0 end
+  local held = now - running.s
+  local left = held < turns.e and turns.e - held or held
+  local turn = math.max(turns.d or 0, now + math.max(left, SOONEST))
+  if turn > now + longest then return 0 end
+  turns.d = turn + math.ceil(turns.e / limit)
+  return turn - now
 end
 
 local function named(part) return part and part.i == id end
@@ -135,8 +154,9 @@ if is_full then
     if waiting then return end_with('duplicate', waiting) end
     record.w = wait(id, 0, now + longest, ttl, heal)
   end
-  return end_with('overlap', running)
+  return end_with('overlap', running, own and 0 or turn_after(running))
 end
+if again and record.t then record.t.c = math.max(record.t.c - 1, 0) end
 
 if waiting and waiting.p == 1 and ticket > 0 then
   if now < waiting.d and ticket <= waiting.t then

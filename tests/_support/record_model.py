@@ -8,6 +8,7 @@ parts it does not understand alone, and answers with the types of `once_core.pro
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -149,10 +150,22 @@ class Parked(Part):
     length: float
 
 
+@dataclass
+class Turns(Part):
+    """When messages come back that were put back."""
+
+    letters: ClassVar[dict[str, str]] = {
+        "until": "u", "due": "d", "length": "e", "away": "c",
+    }  # fmt: skip
+    due: float = 0.0
+    length: float = 0.0
+    away: int = 0
+
+
 SECONDS = {"until", "since", "due", "heals_at", "heals_every", "lease", "burst_ends", "length"}
 PREFIXES = {
     "waiting": "w", "behind": "n", "done": "k", "done_1": "k1", "done_2": "k2", "done_3": "k3",
-    "spent": "z", "replaced": "o", "kept": "q",
+    "spent": "z", "replaced": "o", "kept": "q", "turns": "t",
 }  # fmt: skip
 SEVERAL = {"slots": "x", "line": "p", "released": "y"}
 MARKS = ("done", "done_1", "done_2", "done_3")
@@ -171,6 +184,7 @@ class State:
     spent: Spent | None = None
     replaced: Replaced | None = None
     kept: Kept | None = None
+    turns: Turns | None = None
     slots: dict[int, Running] = field(default_factory=dict)
     line: dict[int, Parked] = field(default_factory=dict)
     released: dict[int, Released] = field(default_factory=dict)
@@ -301,6 +315,8 @@ class RecordModel:
             running.until = min(running.until, now + running.lease)
         for parked in state.line.values():
             parked.until = min(parked.until, now + parked.length)
+        if state.turns and state.turns.until > now + 2 * LONGEST_DEFERRAL:
+            state.turns = None
         for part in (state.waiting, state.behind):
             if part and part.since > now:  # the clock stepped back
                 ahead = part.since - now
@@ -398,7 +414,7 @@ class RecordModel:
         self._save(state)
         return "withdrawn" if found else "not_yours"
 
-    def start(  # noqa: C901, PLR0912  # one branch a rule
+    def start(  # noqa: C901, PLR0912, PLR0915  # one branch a rule
         self,
         now: float,
         message: Message,
@@ -414,6 +430,7 @@ class RecordModel:
         give_up: bool = False,
         limit: int = 1,
         park: float = 0.0,
+        again: bool = False,
     ) -> Start:
         """May this delivery run now?"""
         state = self.seen(now)
@@ -442,8 +459,13 @@ class RecordModel:
             status, part = self._meet(
                 state, now, message, holder, named, ttl, heal_after, queued=queued, give_up=give_up
             )
+            refusal = self._refusal(status, part or holder, now)
+            if status == "overlap" and holder.id != message.id:
+                refusal = refusal._replace(turn=self._turn(state, now, holder, limit, again=again))
             self._save(state)
-            return self._refusal(status, part or holder, now)
+            return refusal
+        if again and state.turns:
+            state.turns.away = max(0, state.turns.away - 1)
         first = state.waiting
         if first and first.replaces and message.ticket > 0:
             if now < first.due and message.ticket <= first.ticket:
@@ -534,6 +556,9 @@ class RecordModel:
                 if mark != "none" and (late_copy_likely or mark == "write"):
                     done = Done(now + ttl, message.id, message.retries, message.ticket)
                     state.mark_done(done)
+            if state.turns:
+                self._learn(state.turns, held)
+                state.turns = state.turns if state.turns.away else None
             self._free(state, now, own)
             if outcome == "success" and keep_for:
                 state.kept = Kept(now + keep_for, message.id, now)
@@ -740,6 +765,30 @@ class RecordModel:
                 state, now, message.id, 0, back_by, back_by + ttl, heal_after
             )
         return "overlap", None
+
+    @staticmethod
+    def _turn(state: State, now: float, holder: Running, limit: int, *, again: bool) -> float:
+        """Seconds after which it comes back, one run's length behind whoever was told before."""
+        turns = state.turns = state.turns or Turns(0.0)
+        turns.until = now + 2 * LONGEST_DEFERRAL
+        turns.away += not again
+        if not turns.length:
+            return 0.0
+        held = now - holder.since
+        expected = turns.length - held if held < turns.length else held
+        moment = max(turns.due, now + max(expected, 0.1))
+        if moment > now + LONGEST_DEFERRAL:
+            return 0.0
+        turns.due = moment + math.ceil(round(turns.length * 1000) / limit) / 1000
+        return moment - now
+
+    @staticmethod
+    def _learn(turns: Turns, held: float) -> None:
+        """A run has lasted so long: a quarter of what is expected of the next."""
+        if turns.length:
+            turns.length = math.ceil(round(3000 * turns.length + 1000 * held) / 4) / 1000
+        else:
+            turns.length = max(held, 0.001)
 
     def _refuse(
         self, state: State, now: float, status: str, part: Any, holder: str, free_at: float

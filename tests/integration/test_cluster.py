@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -34,6 +34,9 @@ from once_core.guard import Guard
 from once_core.protocol import Message
 from once_core.store import Store
 from once_core.survey import survey
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PATIENCE = 1.5
 """Seconds: "about one", by which a call has answered, on a machine that does other things, too."""

@@ -60,6 +60,7 @@ def test_defaults() -> None:
         "ttl": 3600.0,
         "lease": 60.0,
         "limit": 1,
+        "min_replicas": 0,
         "heal_after": 60.0,
         "window": None,
         "keep_for": None,
