@@ -16,7 +16,7 @@ from once_core.attempt import Attempt, current_attempt
 from once_core.envelope import HEADER, OFF, Envelope
 from once_core.guard import Guard
 from once_core.lost import LostRetry
-from once_core.publish import OncePublish, Publication, claim
+from once_core.publish import OncePublish, Publication, Terms, claim
 
 if TYPE_CHECKING:
     from celery import Task
@@ -114,7 +114,7 @@ def terms(
     options: Mapping[str, Any],
     *,
     own: bool = False,
-) -> dict[str, Any]:
+) -> Terms:
     """What a claim takes besides guard, arguments and message id."""
     expires = options.get("expires", getattr(task, "expires", None))
     return {

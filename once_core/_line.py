@@ -27,8 +27,8 @@ T = TypeVar("T")
 FRESH = 0.01
 """Seconds after its last use in which a connection is not asked whether it is still good."""
 
-_BULK, _ERROR = b"$-"
-"""First bytes of the two kinds of answers that a script with a text gives (RESP 2 and 3)."""
+_BULK, _ERROR, _COUNT = b"$-:"
+"""First bytes of the two kinds of answers that a script with a text gives, and of WAIT's."""
 
 
 class Line:
@@ -68,7 +68,9 @@ class Line:
         """
         words = commands(steps, with_texts=with_texts)
         packed = b"".join([_packed(each) for each in words])
-        return acknowledged(steps, self._call(partial(_ask_all, len(words)), packed))
+        are_texts = all(step.script.answers_text for step in steps)
+        ask = partial(_ask_all_for_texts if are_texts else _ask_all, len(words))
+        return acknowledged(steps, self._call(ask, packed))
 
     def _call(self, ask: Callable[[Any, bytes], T], packed: bytes) -> T:
         connection = self._take()
@@ -133,48 +135,83 @@ def _ask_all(count: int, connection: Any, packed: bytes) -> list[object]:  # noq
     return replies
 
 
+def _ask_all_for_texts(count: int, connection: Any, packed: bytes) -> list[object]:  # noqa: ANN401  # see above
+    """The same for scripts that answer with one text each, and ``WAIT``, which counts."""
+    sock = connection._sock  # noqa: SLF001  # see `_take`
+    replies: list[object] = []
+    data, at = b"", 0
+    try:
+        sock.sendall(packed)
+        while len(replies) < count:
+            end = data.find(b"\r\n", at)
+            stop = end + 2
+            if end >= 0 and data[at] == _BULK:
+                stop += int(data[at + 1 : end]) + 2
+            if end < 0 or len(data) < stop:
+                more = sock.recv(65536)
+                if not more:
+                    raise redis.ConnectionError("Connection closed by server.")
+                data, at = data[at:] + more, 0
+                continue
+            replies.append(_reply(connection, data[at:end], data[end + 2 : stop - 2]))
+            at = stop
+    except TimeoutError:
+        raise redis.TimeoutError("Timeout reading from socket") from None
+    except OSError as error:
+        raise redis.ConnectionError(f"Error while talking to the server: {error}") from error
+    if len(data) > at:
+        raise redis.ConnectionError(f"the server sent more than its answer: {data[:200]!r}")
+    for each in replies:
+        _leave_replica(connection, each)
+    return replies
+
+
+def _reply(connection: Any, head: bytes, text: bytes) -> object:  # noqa: ANN401  # see above
+    if head[0] == _BULK:
+        return text.decode()
+    if head[0] == _ERROR:
+        return connection._parser.parse_error(head[1:].decode())  # noqa: SLF001  # its many kinds
+    if head[0] == _COUNT:
+        return int(head[1:])
+    raise redis.ConnectionError(f"the server answered {head[:40]!r}, which is no answer of ours")
+
+
 def _leave_replica(connection: Any, reply: object) -> None:  # noqa: ANN401  # see above
     """Go by the server's name again, which may lead to the new primary, if this is one no more."""
     if isinstance(reply, redis.exceptions.ReadOnlyError):
         connection.disconnect()
 
 
-def _ask_for_text(connection: Any, packed: bytes) -> str:  # noqa: ANN401  # see above
-    """The same for a script that answers with one text: nearly always one packet."""
-    sock = connection._sock  # noqa: SLF001  # see `_take`
-    try:
-        sock.sendall(packed)
-        data = sock.recv(4096)
-        end = data.find(b"\r\n")
-        while data and (end < 0 or len(data) < _length(data, end)):
-            more = sock.recv(4096)
-            data = data + more if more else b""
-            end = data.find(b"\r\n")
-    except TimeoutError:
-        raise redis.TimeoutError("Timeout reading from socket") from None
-    except OSError as error:
-        raise redis.ConnectionError(f"Error while talking to the server: {error}") from error
-    if not data:
-        raise redis.ConnectionError("Connection closed by server.")
-    if len(data) > _length(data, end):
-        raise redis.ConnectionError(f"the server sent more than its answer: {data[:200]!r}")
-    if data[0] == _BULK:
-        text: str = data[end + 2 : -2].decode()
-        return text
-    if data[0] == _ERROR:
-        raise connection._parser.parse_error(data[1:end].decode())  # noqa: SLF001  # its many kinds
-    raise redis.ConnectionError(f"the server answered {data[:40]!r}, which is no answer of ours")
+def _ask_for_text(connection: Any, packed: bytes) -> object:  # noqa: ANN401  # see above
+    [reply] = _ask_all_for_texts(1, connection, packed)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
-def _length(data: bytes, end: int) -> int:
-    """Of a whole reply, whose first line ends there."""
-    return end + 2 if data[0] != _BULK else end + 4 + int(data[1:end])
+_NUMBERS: dict[object, str] = {}
+"""Durations and flags as they are sent: the same few in nearly every command."""
+
+_SHORT, _MOST_NUMBERS = 8, 1000
 
 
-def _packed(command: Sequence[str | int]) -> bytes:
+def _packed(
+    command: Sequence[str | int], known: Callable[[object], str | None] = _NUMBERS.get
+) -> bytes:
     """A command as Redis wants it; redis-py's own packing takes ten times as long."""
-    words = [word if type(word) is str else str(word) for word in command]
-    text = "".join([f"${len(word)}\r\n{word}\r\n" for word in words])
+    text = "".join([
+        (f"${len(word)}\r\n{word}\r\n" if type(word) is str else known(word) or _number(word))
+        for word in command
+    ])  # fmt: skip
     if not text.isascii():
+        words = [str(word) for word in command]
         text = "".join([f"${len(word.encode())}\r\n{word}\r\n" for word in words])
-    return f"*{len(words)}\r\n{text}".encode()
+    return f"*{len(command)}\r\n{text}".encode()
+
+
+def _number(word: object) -> str:
+    text = str(word)
+    packed = f"${len(text)}\r\n{text}\r\n"
+    if len(text) <= _SHORT and len(_NUMBERS) < _MOST_NUMBERS:
+        _NUMBERS[word] = packed
+    return packed

@@ -20,9 +20,10 @@ from once_core.finding import Finding
 from once_core.survey import survey
 
 if TYPE_CHECKING:
+    from once_core.guard import Guard
     from once_core.store import Store
 
-__all__ = ["of_store", "of_units", "warn_at_start"]
+__all__ = ["of_replicas", "of_store", "of_units", "warn_at_start"]
 
 OLDEST_SERVER = (6, 2)
 SKEW = 2.0
@@ -175,6 +176,39 @@ def _role(place: str, info: Mapping[str, Any]) -> Iterator[Finding]:
             f"it has {replicas} replicas; a failover may lose the last locks written",
             "where two runs at once would do harm, let what they write to check lease.fence",
         )
+
+
+def of_replicas(guard: Guard) -> Iterator[Finding]:
+    """Whether the lock store of a task has the replicas that its options ask for.
+
+    Args:
+        guard: Of the task.
+
+    Example:
+        >>> from once_core import Guard, OnceOptions
+        >>> from once_core.store import Store
+        >>> store = Store("memory://replicas-example")
+        >>> list(of_replicas(Guard("shop.sync", print, OnceOptions(), lambda: store)))
+        []
+    """
+    wanted, store = guard.options.min_replicas, guard.store
+    if not wanted or store.place.startswith("memory:"):
+        return
+    try:
+        infos = _infos(store.place, store.client())
+    except FAILURES:
+        return  # said of the store
+    for place, info in infos.items():
+        found = int(info.get("connected_slaves", 0))
+        if found < wanted:
+            yield Finding(
+                "error",
+                "too-few-replicas",
+                guard.task,
+                f"min_replicas={wanted}, but {place} has {found}: it counts as a lock store that "
+                "is away",
+                "start the replicas that are missing, or lower min_replicas",
+            )
 
 
 def _cluster(place: str, info: Mapping[str, Any]) -> Iterator[Finding]:

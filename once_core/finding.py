@@ -26,6 +26,7 @@ Code = Literal[
     "memory-nearly-full",
     "replica",
     "has-replicas",
+    "too-few-replicas",
     "cluster-node",
     "no-aof",
     "writes-fail",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from once_core import protocol
 from once_core.envelope import Envelope
@@ -16,7 +16,10 @@ from once_core.events import emit
 from once_core.guard import Guard
 from once_core.protocol import Claim, Message, Step
 
-__all__ = ["Claiming", "OncePublish", "Publication", "claim", "claiming"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Claiming", "OncePublish", "Publication", "Terms", "claim", "claiming"]
 
 _WORKER_OPTIONS = frozenset({
     "scope",
@@ -251,18 +254,32 @@ class Claiming(NamedTuple):
         return sent._replace(is_owed=self.is_owed)
 
 
+class Terms(TypedDict, total=False):
+    """What a call comes with besides its arguments and its message id; durations in seconds.
+
+    Attributes:
+        call: Options that were given at the call.
+        delay: After which it is to run.
+        expires: After which the broker drops it.
+        own: It replaces the attempt that makes the call, under the same message id.
+        retries: Above 0 for a retry whose arguments make it another unit of work.
+        dispatched: A worker sends it on behalf of a task whose body is done.
+    """
+
+    call: Mapping[str, object] | None
+    delay: float
+    expires: float | None
+    own: bool
+    retries: int
+    dispatched: bool
+
+
 def claim(
     guard: Guard,
     args: Sequence[object],
     kwargs: Mapping[str, object],
     message_id: str,
-    *,
-    call: Mapping[str, object] | None = None,
-    delay: float = 0.0,
-    expires: float | None = None,
-    own: bool = False,
-    retries: int = 0,
-    dispatched: bool = False,
+    **terms: Unpack[Terms],
 ) -> Publication:
     """Ask the record whether a call may be sent: one round trip, none where nothing is limited.
 
@@ -271,12 +288,7 @@ def claim(
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
         message_id: Id that the message has, or would have.
-        call: Options that were given at the call.
-        delay: Seconds after which it is to run.
-        expires: Seconds after which the broker drops it.
-        own: It replaces the attempt that makes the call, under the same message id.
-        retries: Above 0 for a retry whose arguments make it another unit of work.
-        dispatched: A worker sends it on behalf of a task whose body is done.
+        terms: What else it comes with.
 
     Raises:
         KeyDerivationError: The arguments give no key.
@@ -284,18 +296,7 @@ def claim(
             a retry, a replacement or a dispatch, whose task counts on it: those are sent without
             a claim, and wait for the store when they start.
     """
-    asked = claiming(
-        guard,
-        args,
-        kwargs,
-        message_id,
-        call=call,
-        delay=delay,
-        expires=expires,
-        own=own,
-        retries=retries,
-        dispatched=dispatched,
-    )
+    asked = claiming(guard, args, kwargs, message_id, **terms)
     if isinstance(asked, Publication):
         return asked
     try:
@@ -311,19 +312,15 @@ def claiming(
     kwargs: Mapping[str, object],
     message_id: str,
     *,
-    call: Mapping[str, object] | None = None,
-    delay: float = 0.0,
-    expires: float | None = None,
-    own: bool = False,
-    retries: int = 0,
-    dispatched: bool = False,
     marks: dict[str, str] | None = None,
+    **terms: Unpack[Terms],
 ) -> Claiming | Publication:
     """What the record has to be asked for a call, or the answer where it need not be asked.
 
     Arguments and errors are those of `claim`, and ``marks`` are by key those of the claims that
     are asked for together: if nobody hears the answers, any of one key may be the ghost.
     """
+    call, own, retries = terms.get("call"), terms.get("own", False), terms.get("retries", 0)
     options, key = guard.options, guard.key(args, kwargs)
     if not options.limits.waiting:
         return _unclaimed(guard, key, message_id, call, state="claimed")
@@ -338,9 +335,9 @@ def claiming(
         ttl=options.ttl,
         heal_after=options.heal_after,
         replace=replaces,
-        delay=max(delay, debounce or 0.0),
+        delay=max(terms.get("delay", 0.0), debounce or 0.0),
         latest=options.debounce_max if debounce else None,
-        expires=expires,
+        expires=terms.get("expires"),
         until_done=options.limits.while_running,
         own=own,
         nonce=mark,
@@ -352,7 +349,8 @@ def claiming(
     )
     is_owed = own or retries > 0
     preview = guard.preview(args, kwargs)
-    return Claiming(guard, step, message_id, preview, mark, call, is_owed, is_owed or dispatched)
+    must_go = is_owed or terms.get("dispatched", False)
+    return Claiming(guard, step, message_id, preview, mark, call, is_owed, must_go)
 
 
 def _fingerprint(guard: Guard, args: Sequence[object], kwargs: Mapping[str, object]) -> str:

@@ -63,7 +63,9 @@ def send_many(
         if binding is None or not _is_claimed_here(binding, actor, once):
             return None
         guard, asked = terms(binding, actor, message, ms)
-        return claiming(guard, marks=marks, **asked)
+        return claiming(
+            guard, message.args, message.kwargs, message.message_id, marks=marks, **asked
+        )
 
     def send(item: _Item, publication: Publication | None) -> Message[Any]:
         message = item.message

@@ -11,7 +11,7 @@ from once_core.attempt import current_attempt
 from once_core.envelope import OFF, Envelope
 from once_core.events import logger
 from once_core.lost import LostRetry
-from once_core.publish import OncePublish, Publication, claim
+from once_core.publish import OncePublish, Publication, Terms, claim
 from once_dramatiq._binding import OPTION, given, is_off
 from once_dramatiq.errors import translated
 
@@ -176,7 +176,7 @@ def _claim(
     dispatched: bool,
 ) -> Publication:
     guard, asked = terms(binding, actor, message, delay, dispatched=dispatched)
-    publication = claim(guard, **asked)
+    publication = claim(guard, message.args, message.kwargs, message.message_id, **asked)
     is_owed = publication.publish.is_duplicate and asked["own"]
     return publication.unclaimed() if is_owed else publication
 
@@ -188,8 +188,8 @@ def terms(
     delay: int | None,
     *,
     dispatched: bool = False,
-) -> tuple[Guard, dict[str, Any]]:
-    """The guard of a message, and what its claim takes besides."""
+) -> tuple[Guard, Terms]:
+    """The guard of a message, and what its claim takes besides its arguments and its id."""
     once = message.options.get(OPTION)
     call = given(once, actor.actor_name)
     if actor.options.get(OPTION) is False:
@@ -204,9 +204,6 @@ def terms(
     attempt = current_attempt()
     own = attempt is not None and attempt.message.id == message.message_id
     return guard, {
-        "args": message.args,
-        "kwargs": message.kwargs,
-        "message_id": message.message_id,
         "call": call,
         "delay": (delay or 0) / 1000,
         "expires": binding.expires(actor, message),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from once_core.backlog import Overdue, of_backlog
-from once_core.checkup import of_store, of_units
+from once_core.checkup import of_replicas, of_store, of_units
 from once_core.cli.acl import acl_command
 from once_core.cli.output import Output
 from once_core.cli.program import Program
@@ -113,6 +113,7 @@ def _findings(program: Program) -> Iterator[Finding]:
             guard = find()
             guard.store  # noqa: B018  # of a function it is looked for at its first call
             yield from of_guard(guard)
+            yield from of_replicas(guard)
         except OnceError as error:
             yield Finding("error", "refused-options", name, str(error))
     for check in program.checks:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from once_core.web._census import Census, Held
+from once_core.web._recent import Figures
 from once_core.web._records import guard_of
-from once_core.web._window import Figures
 
 if TYPE_CHECKING:
     from once_core.cli.program import Program

@@ -27,9 +27,9 @@ from once_core.explain import Explanation, explain
 from once_core.web._cards import cards_of
 from once_core.web._census import Census, Row, Surveyor
 from once_core.web._gate import Gate, forget_session, read_form, root_of
+from once_core.web._recent import Happened, Recent, attention, figures_of, mark_of
 from once_core.web._records import Record, Standing, find, free, guard_of, standing
 from once_core.web._view import HERE, page, part
-from once_core.web._window import Happened, Window, attention, figures_of, mark_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -66,7 +66,7 @@ class Dashboard:
         self._program = program
         self._allow_release = allow_release
         self._surveyor = Surveyor(program)
-        self._window = Window(program)
+        self._recent = Recent(program)
         self._has_token = False
 
     def app(self, token: str | None, allowed_hosts: Sequence[str], invitation: str = "") -> ASGIApp:
@@ -230,7 +230,7 @@ class Dashboard:
     async def events(self, request: Request) -> Response:
         """What happened just now, the newest first."""
         wanted = _Wanted.of(request)
-        happened = await run_in_threadpool(self._window.look)
+        happened = await run_in_threadpool(self._recent.look)
         found = [each for each in happened if wanted.fits(each)]
         return self._page(
             request,
@@ -260,7 +260,7 @@ class Dashboard:
         yield "retry: 1000\n\n"
         while elapsed() < until:
             try:
-                new = await run_in_threadpool(self._window.after, mark)
+                new = await run_in_threadpool(self._recent.after, mark)
             except OnceError:
                 yield "event: away\ndata:\n\n"
                 return
@@ -274,13 +274,13 @@ class Dashboard:
     # in threads
 
     def _look(self) -> tuple[Census, Sequence[Happened]]:
-        return self._surveyor.census(), self._window.look()
+        return self._surveyor.census(), self._recent.look()
 
     def _find(self, key: str) -> tuple[Record, Sequence[Happened]]:
         record = find(self._program, key)
         if record is None:
             raise HTTPException(404, "That is no key of this program.")
-        return record, self._window.look()
+        return record, self._recent.look()
 
     def _explain(self, task: str, args: list[object], kwargs: dict[str, object]) -> Explanation:
         guard = self._program.guard(task)

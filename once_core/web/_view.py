@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 
 from once_core.cli.output import seconds
 from once_core.web._gate import form_token, root_of
-from once_core.web._window import WARNINGS
+from once_core.web._recent import WARNINGS
 
 __all__ = ["HERE", "Bar", "bars", "page", "part"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -281,3 +283,50 @@ SCENES: dict[str, type[CeleryScene | DramatiqScene]] = {
     "dramatiq": DramatiqScene,
 }
 """Implementations by the framework's name."""
+
+
+class Scenes:
+    """One scene of each kind with a running worker; who kills it leaves another.
+
+    Args:
+        folder: Makes a folder of this name.
+        server: Broker and lock store.
+        rabbitmq: Asked before a scene is made on RabbitMQ.
+    """
+
+    def __init__(
+        self,
+        folder: Callable[[str], Path],
+        server: DevServer,
+        rabbitmq: Callable[[], object],
+    ) -> None:
+        self._folder = folder
+        self._server = server
+        self._rabbitmq = rabbitmq
+        self._made: dict[tuple[str, str], Scene] = {}
+
+    def of(self, framework: str, broker: str) -> Scene:
+        """The scene of this kind."""
+        if broker == "rabbitmq":
+            self._rabbitmq()
+        kind = framework, broker
+        if kind not in self._made:
+            folder = self._folder("-".join(kind))
+            self._made[kind] = SCENES[framework](folder, self._server, broker, self._server)
+            self._made[kind].worker()
+        return self._made[kind]
+
+    @contextmanager
+    def lent(self, kind: tuple[str, str], unit: str) -> Iterator[Scene]:
+        """A scene for one test: at its end held bodies go on, and no key may lack a TTL."""
+        scene = self.of(*kind)
+        yield scene
+        scene.let_go(unit)
+        client = self._server.client()
+        assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+
+    def close(self) -> None:
+        """End all of them."""
+        for each in self._made.values():
+            each.close()
+        gc.collect()  # Celery's handles say goodbye to the result backend when they are collected

@@ -513,6 +513,24 @@ def test_a_second_message_does_not_shorten_the_window(store: Unit) -> None:
 # renew
 
 
+def test_a_lapsed_lease_is_restored_by_its_renewal(store: Unit) -> None:
+    """It is over, so others might have run since; that nobody has makes it a lease again."""
+    message = store.send("m1")
+    store.start(message)
+    store.pass_time(61.0)
+
+    assert store.renew(message) == "restored"
+
+
+def test_a_key_lives_as_long_as_its_renewed_lease(store: Unit) -> None:
+    """A lease that the record has, on a key that ends before it, would be none."""
+    message = store.send("m1")
+    store.start(message)
+
+    assert store.renew(message, lease=600.0) == "renewed"
+    assert store.life() > 500
+
+
 def test_a_renewal_that_comes_after_the_end_leaves_the_retry(store: Unit) -> None:
     """The retry of a lost run waits on, though the run's lease is restored for a moment."""
     message = store.send("m1")

@@ -89,6 +89,7 @@ def test_nothing_is_left_when_all_who_were_put_back_have_run(store: Unit) -> Non
     """Neither of those who were told when to come back nor of those who were not."""
     learn(store, 1.0)
     meet(store, 1)
+    meet(store, 0, again=True)
     store.finish(Message("next", -101), "a-next")
     for number in range(2):
         assert store.start(OTHERS[number], "a", **RUNNING, again=True).status == "started"
@@ -119,6 +120,10 @@ def test_a_clock_that_steps_back_puts_nobody_off(store: Unit) -> None:
     store.pass_time(-3600)
 
     assert meet(store, 2) == 0.0
+    store.pass_time(2.0)
+    store.finish(Message("next", -101), "a-next")
+    store.start(Message("third", -103), "a-third", **RUNNING)
+    assert meet(store, 3) > 0.0
 
 
 def test_a_copy_of_what_runs_is_told_nothing(store: Unit) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import dramatiq
 import pytest
 import redis
 from _support.promise_tasks import PREFIX
-from _support.promises import SCENES, Once, Scene
+from _support.promises import SCENES, Once, Scene, Scenes
 from _support.waiting import wait_until
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import after_task_publish, before_task_publish
@@ -52,39 +53,19 @@ def scenes(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     shared_server: DevServer,
-) -> Iterator[Callable[[str, str], Scene]]:
-    """One scene of each kind with a running worker, for tests that kill none."""
-    made: dict[tuple[str, str], Scene] = {}
-
-    def scene_of(framework: str, broker: str) -> Scene:
-        if broker == "rabbitmq":
-            request.getfixturevalue("rabbitmq")
-        kind = framework, broker
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("-".join(kind))
-            made[kind] = SCENES[framework](folder, shared_server, broker, shared_server)
-            made[kind].worker()
-        return made[kind]
-
-    yield scene_of
-    for each in made.values():
-        each.close()
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
+) -> Iterator[Scenes]:
+    """Scenes of all kinds."""
+    rabbitmq = partial(request.getfixturevalue, "rabbitmq")
+    made = Scenes(tmp_path_factory.mktemp, shared_server, rabbitmq)
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=KINDS)
-def scene(
-    request: pytest.FixtureRequest,
-    scenes: Callable[[str, str], Scene],
-    shared_server: DevServer,
-    unit: str,
-) -> Iterator[Scene]:
-    """A framework and a broker; at the end held bodies go on, and no key may lack a TTL."""
-    scene = scenes(*request.param)
-    yield scene
-    scene.let_go(unit)
-    client = shared_server.client()
-    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+def scene(request: pytest.FixtureRequest, scenes: Scenes, unit: str) -> Iterator[Scene]:
+    """A framework and a broker."""
+    with scenes.lent(request.param, unit) as scene:
+        yield scene
 
 
 @pytest.fixture(params=["celery", "dramatiq"])

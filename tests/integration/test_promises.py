@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from _support import ledger
 from _support.promise_tasks import DEBOUNCE, INSTEAD, LEASE, WINDOW
-from _support.promises import SCENES, Scene
+from _support.promises import SCENES, Scene, Scenes
 from _support.waiting import wait_until
 
 from once_core.devserver import DevServer
@@ -50,39 +51,19 @@ def scenes(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     shared_server: DevServer,
-) -> Iterator[Callable[[str, str], Scene]]:
-    """One scene of each kind with a running worker; who kills it leaves another."""
-    made: dict[tuple[str, str], Scene] = {}
-
-    def scene_of(framework: str, broker: str) -> Scene:
-        if broker == "rabbitmq":
-            request.getfixturevalue("rabbitmq")
-        kind = framework, broker
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("-".join(kind))
-            made[kind] = SCENES[framework](folder, shared_server, broker, shared_server)
-            made[kind].worker()
-        return made[kind]
-
-    yield scene_of
-    for each in made.values():
-        each.close()
-    gc.collect()  # Celery's handles say goodbye to the result backend when they are collected
+) -> Iterator[Scenes]:
+    """Scenes of all kinds."""
+    rabbitmq = partial(request.getfixturevalue, "rabbitmq")
+    made = Scenes(tmp_path_factory.mktemp, shared_server, rabbitmq)
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=KINDS)
-def scene(
-    request: pytest.FixtureRequest,
-    scenes: Callable[[str, str], Scene],
-    shared_server: DevServer,
-    unit: str,
-) -> Iterator[Scene]:
-    """A framework and a broker; at the end held bodies go on, and no key may lack a TTL."""
-    scene = scenes(*request.param)
-    yield scene
-    scene.let_go(unit)
-    client = shared_server.client()
-    assert [key for key in client.keys("once:*") if client.pttl(key) == -1] == []
+def scene(request: pytest.FixtureRequest, scenes: Scenes, unit: str) -> Iterator[Scene]:
+    """A framework and a broker."""
+    with scenes.lent(request.param, unit) as scene:
+        yield scene
 
 
 @pytest.fixture(params=KINDS)

@@ -7,10 +7,6 @@ import asyncio
 import logging
 import pickle
 import re
-import shutil
-import socket
-import ssl
-import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +17,7 @@ import dramatiq
 import pytest
 import redis
 from _support.dramatiq_deployment import ThreadWorker
+from _support.tls import Proxies, make_certificates
 from _support.users import PASSWORD, UsersServer
 from _support.waiting import wait_until
 from celery import Celery
@@ -570,76 +567,17 @@ def test_celery_shows_once_url() -> None:
 # TLS
 
 
-def _run(*words: str, folder: Path) -> None:
-    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, a certificate of it for 127.0.0.1 alone, and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make certificates with")
-    folder = tmp_path_factory.mktemp("certificates")
-    key = ("-newkey", "rsa:2048", "-nodes", "-keyout")
-    for name in ("ca", "other"):
-        to = (f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
-        _run("openssl", "req", "-x509", "-days", "2", *key, *to, folder=folder)
-    to = ("server.key", "-out", "server.csr", "-subj", "/CN=locks")
-    _run("openssl", "req", *key, *to, folder=folder)
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n", encoding="utf-8")
-    by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-    to = ("-in", "server.csr", "-out", "server.pem", "-days", "2")
-    _run("openssl", "x509", "-req", *to, *by, folder=folder)
-    return folder
-
-
-class TlsServer:
-    """Takes TLS connections and passes on what they say to a server without.
-
-    Most servers that can be installed by pip are built without TLS.
-    """
-
-    def __init__(self, server: DevServer, certificates: Path) -> None:
-        self._server = server
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                plain, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
-
-    def _serve(self, plain: socket.socket) -> None:
-        # one question, one answer: that is how once talks, but for answers of several packets
-        with plain:
-            try:
-                with (
-                    self._context.wrap_socket(plain, server_side=True) as outer,
-                    socket.create_connection(("127.0.0.1", self._server.port)) as inner,
-                ):
-                    while data := outer.recv(65536):
-                        inner.sendall(data)
-                        outer.sendall(inner.recv(65536))
-            except OSError:
-                return  # the client would not have it, or has gone
-
-    def close(self) -> None:
-        """Take no more."""
-        self._listener.close()
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
-def tls(certificates: Path, locks: UsersServer) -> Iterator[TlsServer]:
-    """A lock store behind TLS."""
-    server = TlsServer(locks, certificates)
-    yield server
-    server.close()
+def tls(certificates: Path, locks: UsersServer) -> Iterator[int]:
+    """Port of a lock store behind TLS."""
+    with Proxies(certificates) as proxies:
+        yield proxies.open(locks.port)
 
 
 def _claim(kind: str, url: str) -> protocol.Claim:
@@ -648,11 +586,11 @@ def _claim(kind: str, url: str) -> protocol.Claim:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_tls(tls: TlsServer, certificates: Path, kind: str) -> None:
+def test_tls(tls: int, certificates: Path, kind: str) -> None:
     """`rediss://` is TLS; `?ssl_ca_certs=` names a CA of your own, and redis-py's other `ssl_`
     options work as well.
     """  # noqa: D205  # a line of the page
-    url = f"rediss://worker:{PASSWORD}@127.0.0.1:{tls.port}?ssl_ca_certs={certificates}/ca.pem"
+    url = f"rediss://worker:{PASSWORD}@127.0.0.1:{tls}?ssl_ca_certs={certificates}/ca.pem"
 
     assert _claim(kind, url).status == "claimed"
 
@@ -660,7 +598,7 @@ def test_tls(tls: TlsServer, certificates: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("wrong", ["a CA of nobody", "another CA", "another host"])
 def test_tls_verifies(
-    tls: TlsServer, certificates: Path, locks: UsersServer, wrong: str, kind: str
+    tls: int, certificates: Path, locks: UsersServer, wrong: str, kind: str
 ) -> None:
     """A certificate of another CA, or for another host, is refused by default: a
     `StoreUnavailableError` with the reason, and nothing was sent.
@@ -670,7 +608,7 @@ def test_tls_verifies(
     more = f"?ssl_ca_certs={certificates}/{ca}" if ca else ""
     before = locks.client().dbsize()
     with pytest.raises(StoreUnavailableError, match=r"(?i)certificate") as caught:
-        _claim(kind, f"rediss://worker:{PASSWORD}@{host}:{tls.port}{more}")
+        _claim(kind, f"rediss://worker:{PASSWORD}@{host}:{tls}{more}")
 
     assert PASSWORD not in _everything_of(caught.value)
     assert locks.client().dbsize() == before

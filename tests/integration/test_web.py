@@ -31,7 +31,7 @@ from once_core.guard import Guard
 from once_core.options import OnceOptions
 from once_core.store import Store
 from once_core.survey import Unit
-from once_core.web import _census, _gate, _window, command, make_app
+from once_core.web import _census, _gate, _recent, command, make_app
 
 TOKEN = "a token of the shop"
 HERE = "http://localhost"
@@ -351,38 +351,38 @@ def test_events_give_rates_and_run_times(shop: Shop) -> None:
 
 def test_each_event_is_read_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often somebody looks, and in however many pages the stream is read."""
-    monkeypatch.setattr(_window, "PAUSE", 0.0)
-    monkeypatch.setattr(_window, "PAGE", 2)
-    window = _window.Window(shop.program)
+    monkeypatch.setattr(_recent, "PAUSE", 0.0)
+    monkeypatch.setattr(_recent, "PAGE", 2)
+    recent = _recent.Recent(shop.program)
     task = shop.guard("sync_order").task
     told = [f"m{number}" for number in range(8)]
 
     for message_id in told[:1]:
         emit("claimed", task=task, message_id=message_id)
-    wait_until(window.look, "the first is written")
+    wait_until(recent.look, "the first is written")
     for message_id in told[1:]:
         emit("claimed", task=task, message_id=message_id)
-    wait_until(lambda: len(window.look()) >= len(told), "all are written")
+    wait_until(lambda: len(recent.look()) >= len(told), "all are written")
 
     for _ in range(3):
-        assert [each.event.message_id for each in window.look()] == told
+        assert [each.event.message_id for each in recent.look()] == told
 
 
-def test_the_window_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps the newest events, so many and no older than a quarter of an hour."""
-    monkeypatch.setattr(_window, "PAUSE", 0.0)
-    window = _window.Window(shop.program)
+    monkeypatch.setattr(_recent, "PAUSE", 0.0)
+    recent = _recent.Recent(shop.program)
     for number in range(8):
         emit("claimed", task=shop.guard("sync_order").task, message_id=f"m{number}")
-    wait_until(lambda: len(window.look()) == 8, "all are written")
+    wait_until(lambda: len(recent.look()) == 8, "all are written")
 
-    monkeypatch.setattr(_window, "MOST", 3)
-    few = [each.event.message_id for each in window.look()]
-    then = _window.wall()
-    monkeypatch.setattr(_window, "wall", lambda: then + _window.LENGTH + 60)
+    monkeypatch.setattr(_recent, "MOST", 3)
+    few = [each.event.message_id for each in recent.look()]
+    then = _recent.wall()
+    monkeypatch.setattr(_recent, "wall", lambda: then + _recent.LENGTH + 60)
 
     assert few == ["m5", "m6", "m7"]
-    assert list(window.look()) == []
+    assert list(recent.look()) == []
 
 
 def test_live_events_come_as_they_are_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ from mutations.dramatiq import DRAMATIQ_BREAKAGES
 from mutations.hooks import HOOK_BREAKAGES
 from mutations.record import RECORD_BREAKAGES
 from mutations.slots import SLOT_BREAKAGES
+from mutations.turns import TURN_BREAKAGES
 
 __all__ = ["BREAKAGES", "HOOKS", "RULES"]
 
-BREAKAGES = RECORD_BREAKAGES + SLOT_BREAKAGES + HOOK_BREAKAGES + DRAMATIQ_BREAKAGES
+BREAKAGES = RECORD_BREAKAGES + SLOT_BREAKAGES + TURN_BREAKAGES + HOOK_BREAKAGES + DRAMATIQ_BREAKAGES
 
 RULES = (
     *(f"every step {number}" for number in range(1, 6)),
@@ -25,6 +26,7 @@ RULES = (
     "outside 2",
     "slots",
     "line",
+    "turns",
 )
 """Of `rules.md`: the steps of the record, and what binds them to the outside."""
 

@@ -1,7 +1,7 @@
 """Breakages of the record: the rules of `rules.md`, in the Lua of each step.
 
-Three steps answer their common case before the record is loaded (claim, start, finish) and so say
-some rules twice; the names of breakages of that part end in `-fast`.
+Four steps answer their common case before the record is loaded (claim, start, renew, finish) and
+so say some rules twice; the names of breakages of that part end in `-fast`.
 """
 
 from __future__ import annotations
@@ -1310,6 +1310,30 @@ START = (
 )
 
 RENEW = (
+    _in(
+        "renew",
+        "renew 2",
+        "anothers-lease-is-renewed-fast",
+        "if seen[1] == ARGV[4] and redis.call('HLEN'",
+        "if seen[1] and redis.call('HLEN'",
+        "steps:a_lease_that_another_has_is_lost",
+    ),
+    _in(
+        "renew",
+        "renew 2",
+        "a-renewal-is-forgotten-fast",
+        "    redis.call('PEXPIRE', KEYS[1], ARGV[6])\n",
+        "",
+        "gaps:a_key_lives_as_long_as_its_renewed_lease",
+    ),
+    _in(
+        "renew",
+        "every step 1",
+        "a-lapsed-lease-is-renewed-fast",
+        "if now < tonumber(seen[3]) then",
+        "if true then",
+        "gaps:a_lapsed_lease_is_restored_by_its_renewal",
+    ),
     _in(
         "renew",
         "renew 1",

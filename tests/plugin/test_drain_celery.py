@@ -153,6 +153,7 @@ def test_runs_what_tasks_send(app: Celery, clock: Clock) -> None:
     assert ran == [0, 1, 2, 3]
 
 
+@pytest.mark.timeout(60)
 def test_waits_for_what_is_delayed_by_advancing_the_clock(app: Celery, clock: Clock) -> None:
     """Messages run when they are due, in that order, and no real time passes."""
     ran: list[tuple[str, int]] = []
@@ -163,14 +164,12 @@ def test_waits_for_what_is_delayed_by_advancing_the_clock(app: Celery, clock: Cl
         if name == "an hour":
             work.apply_async(("and a minute",), countdown=60)
 
-    began = time.monotonic()
     work.apply_async(("an hour",), countdown=3600)
     work.apply_async(("a minute",), eta=datetime.now(timezone.utc) + timedelta(seconds=60))
     work.delay("now")
 
     assert drain(app, clock=clock) == Drained(delivered=4, left=0)
     assert ran == [("now", 0), ("a minute", 60), ("an hour", 3600), ("and a minute", 3660)]
-    assert time.monotonic() - began < 60
 
 
 def test_leaves_what_is_not_due_as_it_is(app: Celery, clock: Clock) -> None:

@@ -218,6 +218,7 @@ def test_runs_what_actors_send(broker: StubBroker, clock: Clock) -> None:
     assert ran == [0, 1, 2, 3]
 
 
+@pytest.mark.timeout(60)
 def test_waits_for_what_is_delayed_by_advancing_the_clock(broker: StubBroker, clock: Clock) -> None:
     """Messages run when they are due, in that order, and no real time passes."""
     ran: list[tuple[str, int]] = []
@@ -228,14 +229,12 @@ def test_waits_for_what_is_delayed_by_advancing_the_clock(broker: StubBroker, cl
         if name == "an hour":
             work.send_with_options(args=("and a minute",), delay=60_000)
 
-    began = time.monotonic()
     work.send_with_options(args=("an hour",), delay=3_600_000)
     work.send_with_options(args=("a minute",), delay=60_000)
     work.send("now")
 
     assert drain(broker, clock=clock) == Drained(delivered=4, left=0)
     assert ran == [("now", 0), ("a minute", 60), ("an hour", 3600), ("and a minute", 3660)]
-    assert time.monotonic() - began < 60
     assert unfinished(broker) == 0
 
 

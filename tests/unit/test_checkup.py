@@ -16,7 +16,7 @@ from _support.waiting import wait_until
 
 from once_core import Guard, OnceOptions, Store, checkup, protocol
 from once_core.backlog import Overdue
-from once_core.checkup import of_store, of_units, warn_at_start
+from once_core.checkup import of_replicas, of_store, of_units, warn_at_start
 from once_core.finding import CODES
 from once_core.task_checkup import (
     of_guard,
@@ -98,6 +98,18 @@ def test_what_a_server_says(facts: dict[str, Any], found: dict[str, str]) -> Non
     """One thing wrong, one finding, which says what to do."""
     assert codes_of(Server(**facts)) == found
     assert all(each.advice for each in of_store(store_of(Server(**facts))) if each.level != "ok")
+
+
+@pytest.mark.parametrize(("wanted", "there", "found"), [(0, 0, 0), (1, 1, 0), (2, 1, 1)])
+def test_a_task_wants_more_replicas_than_there_are(wanted: int, there: int, found: int) -> None:
+    """Its lock store will count as away."""
+    store = store_of(Server(connected_slaves=there))
+    guard = Guard("shop.sync", print, OnceOptions(min_replicas=wanted), lambda: store)
+
+    assert [each.code for each in of_replicas(guard)] == ["too-few-replicas"] * found
+    refused = store_of(Server(error="NOPERM"))
+    guard = Guard("shop.sync", print, OnceOptions(min_replicas=wanted), lambda: refused)
+    assert list(of_replicas(guard)) == []
 
 
 def test_locks_in_memory_are_no_locks() -> None:

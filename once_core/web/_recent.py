@@ -1,4 +1,4 @@
-"""What happened just now: a bounded window on the event stream, and the figures of each task."""
+"""What happened just now: the newest events, so many and so old, and the figures of each task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "WARNINGS",
     "Figures",
     "Happened",
-    "Window",
+    "Recent",
     "attention",
     "figures_of",
     "is_overlap",
@@ -89,10 +89,10 @@ class Happened(NamedTuple):
 
 @dataclass
 class Figures:
-    """What happened to one task in the window.
+    """What happened to one task of late.
 
     Attributes:
-        minutes: Length of the window.
+        minutes: What they are figures of.
         runs: Attempts that ended.
         refused: Publishes that were refused.
         times: Seconds that each of those attempts ran, in order of size.
@@ -121,7 +121,7 @@ class Figures:
         return self.refused / self.minutes
 
 
-class Window:
+class Recent:
     """The newest events of all streams of a program. Safe for threads.
 
     Nothing reads while nobody looks: each look reads on from where the last one ended.
@@ -138,7 +138,7 @@ class Window:
         self._found: Sequence[Happened] = ()
 
     def look(self) -> Sequence[Happened]:
-        """The events of the window, the oldest first; empty where the stream is off.
+        """The events of late, the oldest first; empty where the stream is off.
 
         Raises:
             StoreUnavailableError: A store is away.
@@ -202,7 +202,7 @@ def attention(found: Sequence[Happened], most: int = 5) -> list[tuple[Happened, 
     """What somebody should look at: the newest of each kind and unit, and how many there were.
 
     Args:
-        found: The window, the oldest first.
+        found: The events, the oldest first.
         most: How many at most, the newest first.
     """
     newest: dict[tuple[str, str, str], Happened] = {}
@@ -219,7 +219,7 @@ def figures_of(found: Sequence[Happened]) -> dict[str, Figures]:
     """The figures of each task; those of all under an empty name.
 
     Args:
-        found: The window, the oldest first.
+        found: The events, the oldest first.
     """
     length = wall() - found[0].mark[0] / 1000 if found else 0.0
     minutes = min(max(length, SHORTEST), LENGTH) / 60
