@@ -20,7 +20,9 @@
 if ARGV[2] == 'skip' and ARGV[13] == '0' then
   local clock, text = redis.call('TIME'), string.format
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-  if not redis.call('HGET', KEYS[1], 'v') then
+  local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
+    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt', 'x1u', 'x2u', 'x3u', 'p0u', 'y0u')
+  if not seen[1] then
     local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
     local due = now + ARGV[3]
     local till, expires = due + ARGV[4], tonumber(ARGV[7])
@@ -32,8 +34,6 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
     redis.call('PEXPIRE', KEYS[1], text('%.0f', till - now))
     return 'claimed ' .. ticket .. ' ' .. ARGV[3]
   end
-  local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
-    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt', 'x1u', 'x2u', 'x3u', 'p0u', 'y0u')
   local is_plain = seen[2] and now < tonumber(seen[2]) and now < tonumber(seen[3])
     and tonumber(seen[4]) <= now and (ARGV[11] == '' or ARGV[11] ~= seen[5])
   for index = 10, 21 do is_plain = is_plain and (index == 16 or not seen[index]) end

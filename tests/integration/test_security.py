@@ -334,7 +334,7 @@ def test_an_error_names_the_parameter_and_not_its_value() -> None:
     assert ARGUMENT not in str(caught.value) + repr(vars(caught.value))
 
 
-PARTS = r"(w|n|q|o|z|k[1-3]?|x[0-9]+|y[0-9]*|p[0-9]+)"
+PARTS = r"(w|n|q|o|z|t|k[1-3]?|x[0-9]+|y[0-9]*|p[0-9]+)"
 
 
 def test_the_store_holds_hashes_and_a_stream(
