@@ -102,6 +102,10 @@ class ClusterCarrier:
     ) -> dict[int, object]:
         if node is None:  # nobody has their slots: redis-py pauses and looks again, once for all
             first, *others = places
+            if any(steps[at].replicas for at in places):
+                # redis-py would not have replicas asked
+                self._look_again(None)
+                return dict.fromkeys(places, redis.exceptions.SlotNotCoveredError("no node has it"))
             answer = self._one(steps[first])
             if isinstance(answer, FAILURES):
                 return dict.fromkeys(places, answer)

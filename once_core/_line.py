@@ -68,8 +68,10 @@ class Line:
         """
         words = commands(steps, with_texts=with_texts)
         packed = b"".join([_packed(each) for each in words])
-        are_texts = all(step.script.answers_text for step in steps)
-        ask = partial(_ask_all_for_texts if are_texts else _ask_all, len(words))
+        if all(step.script.answers_text for step in steps):
+            ask = partial(_ask_all_for_texts, len(steps), len(words) - len(steps))
+        else:
+            ask = partial(_ask_all, len(words))
         return acknowledged(steps, self._call(ask, packed))
 
     def _call(self, ask: Callable[[Any, bytes], T], packed: bytes) -> T:
@@ -135,14 +137,19 @@ def _ask_all(count: int, connection: Any, packed: bytes) -> list[object]:  # noq
     return replies
 
 
-def _ask_all_for_texts(count: int, connection: Any, packed: bytes) -> list[object]:  # noqa: ANN401  # see above
-    """The same for scripts that answer with one text each, and ``WAIT``, which counts."""
+def _ask_all_for_texts(
+    texts: int,
+    counts: int,
+    connection: Any,  # noqa: ANN401  # see above
+    packed: bytes,
+) -> list[object]:
+    """The same for scripts that answer with one text each, and ``WAIT`` after them."""
     sock = connection._sock  # noqa: SLF001  # see `_take`
     replies: list[object] = []
     data, at = b"", 0
     try:
         sock.sendall(packed)
-        while len(replies) < count:
+        while len(replies) < texts + counts:
             end = data.find(b"\r\n", at)
             stop = end + 2
             if end >= 0 and data[at] == _BULK:
@@ -153,7 +160,8 @@ def _ask_all_for_texts(count: int, connection: Any, packed: bytes) -> list[objec
                     raise redis.ConnectionError("Connection closed by server.")
                 data, at = data[at:] + more, 0
                 continue
-            replies.append(_reply(connection, data[at:end], data[end + 2 : stop - 2]))
+            kind = _BULK if len(replies) < texts else _COUNT
+            replies.append(_reply(connection, kind, data[at:end], data[end + 2 : stop - 2]))
             at = stop
     except TimeoutError:
         raise redis.TimeoutError("Timeout reading from socket") from None
@@ -166,13 +174,11 @@ def _ask_all_for_texts(count: int, connection: Any, packed: bytes) -> list[objec
     return replies
 
 
-def _reply(connection: Any, head: bytes, text: bytes) -> object:  # noqa: ANN401  # see above
-    if head[0] == _BULK:
-        return text.decode()
+def _reply(connection: Any, kind: int, head: bytes, text: bytes) -> object:  # noqa: ANN401  # see above
     if head[0] == _ERROR:
         return connection._parser.parse_error(head[1:].decode())  # noqa: SLF001  # its many kinds
-    if head[0] == _COUNT:
-        return int(head[1:])
+    if head[0] == kind:
+        return text.decode() if kind == _BULK else int(head[1:])
     raise redis.ConnectionError(f"the server answered {head[:40]!r}, which is no answer of ours")
 
 
@@ -183,7 +189,7 @@ def _leave_replica(connection: Any, reply: object) -> None:  # noqa: ANN401  # s
 
 
 def _ask_for_text(connection: Any, packed: bytes) -> object:  # noqa: ANN401  # see above
-    [reply] = _ask_all_for_texts(1, connection, packed)
+    [reply] = _ask_all_for_texts(1, 0, connection, packed)
     if isinstance(reply, Exception):
         raise reply
     return reply
