@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
 import redis
 
@@ -20,6 +21,9 @@ FAILURES_IN_A_ROW = 3
 OPEN_FOR = 1.0
 """After so many failures in a row, answer at once for so many seconds, then ask again."""
 
+FORGOTTEN_AFTER = 3.0
+"""Seconds without another failure after which a node of a Cluster is no outage: others answer."""
+
 
 LONGEST_REASON = 300
 """Characters; some errors of redis-py show a whole client."""
@@ -28,61 +32,81 @@ _REFUSED = re.compile("^NoPermissionError|ACL failure in script|executing the sc
 """What servers say against a command in a script has no kind of its own."""
 
 
+@dataclass
+class _Node:
+    """What failed at one node, and has not succeeded since.
+
+    Attributes:
+        reasons: By the step that it refused; under an empty name why it did not answer.
+    """
+
+    in_a_row: int = 0
+    open_until: float = 0.0
+    failed_at: float = 0.0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
 class Breaker:
     """Counts failures of one store and speaks of an outage once, at its start and its end.
 
     A server that refuses some steps and takes others (full, read-only) is down until the steps
-    it refused succeed again.
+    it refused succeed again. Of a Cluster each node is counted by itself, by its name: one that is
+    dead has no call refused that others would answer.
     """
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._in_a_row = 0
-        self._open_until = 0.0
-        self._down: dict[str, str] = {}
+        self._nodes: dict[str, _Node] = {}
 
-    @property
-    def is_down(self) -> bool:
-        """Whether something failed that has not succeeded since."""
-        return bool(self._down)
-
-    def gate(self) -> None:
+    def gate(self, node: str = "") -> None:
         """Raise at once while it is known that asking would only cost time.
 
         Raises:
             StoreUnavailableError: While the breaker is open.
         """
-        if self._in_a_row < FAILURES_IN_A_ROW:
+        known = self._nodes.get(node)
+        if known is None or known.in_a_row < FAILURES_IN_A_ROW:
             return
         now = elapsed()
-        if now < self._open_until:
-            reason = next(iter(self._down.values()), "it failed just now")
+        if now < known.open_until:
+            reason = next(iter(known.reasons.values()), "it failed just now")
             raise self._error(f"{reason}; not asked again for a second")
-        self._open_until = now + OPEN_FOR  # this caller asks; the others go on being told
+        known.open_until = now + OPEN_FOR  # this caller asks; the others go on being told
 
     def ask_again(self) -> None:
         """The next step is sent, whatever has failed just now."""
-        self._in_a_row = 0
+        for each in list(self._nodes.values()):
+            each.in_a_row = 0
 
-    def succeeded(self, step: str) -> None:
+    def succeeded(self, step: str, node: str = "") -> None:
         """A step was answered."""
-        self._in_a_row = 0
-        if not self._down:
+        if not self._nodes:
             return
-        self._down.pop("", None)
-        self._down.pop(step, None)
-        if not self._down:
+        known = self._nodes.get(node)
+        if known is not None:
+            known.in_a_row = 0
+            known.reasons.pop("", None)
+            known.reasons.pop(step, None)
+        for name, each in list(self._nodes.items()):
+            # another may have taken its place: then nobody asks it again
+            is_old = elapsed() - each.failed_at > FORGOTTEN_AFTER
+            is_gone = name != node and (is_old or not name)
+            if is_gone or not each.reasons:
+                self._nodes.pop(name, None)
+        if not self._nodes:
             emit("store_recovered", reason=f"the lock store at {self._place} answers again")
 
-    def failed(self, step: str, error: BaseException) -> StoreUnavailableError:
+    def failed(self, step: str, error: BaseException, node: str = "") -> StoreUnavailableError:
         """A step was not answered, or refused; returns the error to raise."""
+        was_down = bool(self._nodes)
+        known = self._nodes.setdefault(node, _Node())
+        known.failed_at = elapsed()
         is_refusal = isinstance(error, redis.ResponseError)
         if not is_refusal:
-            self._in_a_row += 1
-            self._open_until = elapsed() + OPEN_FOR
+            known.in_a_row += 1
+            known.open_until = known.failed_at + OPEN_FOR
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        was_down = bool(self._down)
-        self._down[step if is_refusal else ""] = reason
+        known.reasons[step if is_refusal else ""] = reason
         unavailable = self._error(reason)
         if not was_down:
             emit("store_unavailable", reason=str(unavailable))

@@ -14,7 +14,7 @@ from once_core._replicas import Command, acknowledged, commands
 if TYPE_CHECKING:
     from once_core.protocol import Step
 
-__all__ = ["ClusterCarrier", "ask", "ask_async", "has_moved"]
+__all__ = ["ClusterCarrier", "ask", "ask_async", "has_moved", "node_of", "node_of_async"]
 
 _CUT = (redis.ConnectionError, redis.TimeoutError, OSError)
 """A node is away; another may have taken its place."""
@@ -46,11 +46,11 @@ class ClusterCarrier:
         Raises:
             redis.RedisError: The node refused, or is away and nobody has taken over.
         """
-        before = self._node(step)
+        before = self.node(step)
         try:
             return ask(self._cluster, step)
         except _CUT:  # and redis-py has looked where the slots are now
-            if not has_moved(before, self._node(step)):
+            if not has_moved(before, self.node(step)):
                 raise
         return ask(self._cluster, step)
 
@@ -69,7 +69,7 @@ class ClusterCarrier:
             if away and node is not None:
                 cut.update(dict.fromkeys(away, node.name))
                 self._look_again(node)
-        moved = [at for at, before in cut.items() if has_moved(before, self._node(steps[at]))]
+        moved = [at for at, before in cut.items() if has_moved(before, self.node(steps[at]))]
         for node, places in self._by_node(moved, steps):
             answers.update(self._pipelined(node, places, steps, with_texts=with_texts))
         for at, answer in answers.items():
@@ -77,16 +77,16 @@ class ClusterCarrier:
                 answers[at] = self._elsewhere(steps[at], answer)
         return [answers[at] for at in range(len(steps))]
 
-    def _node(self, step: Step[Any]) -> str:
+    def node(self, step: Step[Any]) -> str:
         """Name of the node that has the key, as far as is known; empty if none has."""
-        return _node(self._cluster, step)
+        return node_of(self._cluster, step)
 
     def _by_node(
         self, places: Sequence[int], steps: Sequence[Step[Any]]
     ) -> list[tuple[Any, list[int]]]:
         found: dict[str, tuple[Any, list[int]]] = {}
         for at in places:
-            name = self._node(steps[at])
+            name = self.node(steps[at])
             node = self._cluster.get_node_from_key(steps[at].key) if name else None
             found.setdefault(name, (node, []))[1].append(at)
         return list(found.values())
@@ -185,17 +185,24 @@ def ask(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # any client o
         return client.eval(script.text, 1, step.key, *step.args)
 
 
+async def node_of_async(client: Any, step: Step[Any]) -> str:  # noqa: ANN401  # see above
+    """Name of the node that has the key; empty where there is one server only."""
+    if not isinstance(client, redis.asyncio.RedisCluster):
+        return ""
+    await client.initialize()
+    return node_of(client, step)
+
+
 async def ask_async(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # see above
     """The same by an async client; by one of a Cluster as `ClusterCarrier` does."""
     if not isinstance(client, redis.asyncio.RedisCluster):
         return await _asked(client, step)
-    await client.initialize()
-    before = _node(client, step)
+    before = await node_of_async(client, step)
     try:
         return await _asked(client, step)
     except _CUT:
         await client.initialize()  # looks where the slots are now
-        if not has_moved(before, _node(client, step)):
+        if not has_moved(before, node_of(client, step)):
             raise
     return await _asked(client, step)
 
@@ -251,7 +258,8 @@ async def _of_node(node: Any, words: Sequence[Command]) -> list[object]:  # noqa
     return [each.result for each in sent]
 
 
-def _node(cluster: Any, step: Step[Any]) -> str:  # noqa: ANN401  # half typed
+def node_of(cluster: Any, step: Step[Any]) -> str:  # noqa: ANN401  # half typed
+    """Name of the node of a Cluster that has the key, as far as is known; empty if none has."""
     try:
         return str(cluster.get_node_from_key(step.key).name)
     except (*FAILURES, AttributeError):  # a slot that nobody has: some versions answer None

@@ -43,6 +43,10 @@ class Line:
         self._pool = client.connection_pool
         self._idle: deque[Any] = deque()
 
+    def node(self, _step: Step[Any]) -> str:
+        """Empty: there is one server only."""
+        return ""
+
     def script(self, step: Step[Any]) -> object:
         """The reply to one step.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from once_core._breaker import FAILURES, Breaker
 from once_core._channel import AsyncListener
 from once_core._client import AsyncClient, make_async_client, masked, sentinels_of
-from once_core._cluster import ask_async
+from once_core._cluster import ask_async, node_of_async
 from once_core._diversion import diversion
 from once_core._flow import Flow, Pause
 from once_core.store import texts
@@ -56,11 +56,14 @@ class AsyncStore:
         """
         self._breaker.gate()
         name, client = step.name, await self._connected()
+        node = ""
         try:
+            if node := await node_of_async(client, step):
+                self._breaker.gate(node)
             reply = await ask_async(client, step)
         except FAILURES as error:
-            raise self._breaker.failed(name, error) from error
-        self._breaker.succeeded(name)
+            raise self._breaker.failed(name, error, node) from error
+        self._breaker.succeeded(name, node)
         return step.parse(texts(reply))
 
     async def follow(self, flow: Flow[T]) -> T:

@@ -36,6 +36,9 @@ class Carrier(Protocol):
     def client(self) -> Client:
         """For commands of one's own."""
 
+    def node(self, step: Step[Any]) -> str:
+        """Name of the node of a Cluster that has the key; empty where there is one server only."""
+
     def script(self, step: Step[Any]) -> object:
         """The reply to one step; raises what redis-py raises."""
 
@@ -86,13 +89,16 @@ class Store:
             StoreUnavailableError: The server did not answer in about a second, or refused.
         """
         self._breaker.gate()
+        node = ""
         try:
             carrier = self._connected()
+            if node := carrier.node(step):
+                self._breaker.gate(node)
             reply = carrier.script(step) if not step.replicas else _replicated(carrier, step)
         except FAILURES as error:
             self._server = None  # it may come back as another one
-            raise self._breaker.failed(step.name, error) from error
-        self._breaker.succeeded(step.name)
+            raise self._breaker.failed(step.name, error, node) from error
+        self._breaker.succeeded(step.name, node)
         return step.parse(texts(reply))
 
     def follow(self, flow: Flow[T]) -> T:
@@ -134,15 +140,16 @@ class Store:
         answers: list[T | StoreUnavailableError] = []
         try:
             carrier = self._connected()
+            nodes = [carrier.node(step) for step in steps]
             replies = _with_missing_scripts(carrier, steps, carrier.scripts(steps))
         except FAILURES as error:
             failure = self._breaker.failed(steps[0].name, error)
             return [failure for _ in steps]
-        for step, reply in zip(steps, replies, strict=True):
+        for step, node, reply in zip(steps, nodes, replies, strict=True):
             if isinstance(reply, FAILURES):
-                answers.append(self._breaker.failed(step.name, reply))
+                answers.append(self._breaker.failed(step.name, reply, node))
             else:
-                self._breaker.succeeded(step.name)
+                self._breaker.succeeded(step.name, node)
                 answers.append(step.parse(texts(reply)))
         return answers
 
@@ -267,6 +274,9 @@ class _ClientCarrier:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+
+    def node(self, _step: Step[Any]) -> str:
+        return ""
 
     def script(self, step: Step[Any]) -> object:
         return ask(self.client, step)

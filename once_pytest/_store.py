@@ -93,6 +93,9 @@ class _Wire:
         self._carrier = carrier
         self._store = store
 
+    def node(self, step: Step[Any]) -> str:
+        return self._carrier.node(step)
+
     def script(self, step: Step[Any]) -> object:
         __tracebackhide__ = True
         step = self._own(step)

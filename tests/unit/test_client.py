@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -746,6 +746,86 @@ def test_pipeline_asks_while_the_breaker_is_open(away: tuple[Server, Store], clo
 
     assert store.run_many([RENEW]) == ["renewed"]
     assert store.run(CLAIM).status == "claimed"
+
+
+class Nodes:
+    """A carrier to several nodes, of which some are dead."""
+
+    client: Any = None
+
+    def __init__(self) -> None:
+        self.dead: set[str] = set()
+        self.asked: list[str] = []
+
+    def node(self, step: protocol.Step[Any]) -> str:
+        return step.key
+
+    def script(self, step: protocol.Step[Any]) -> object:
+        self.asked.append(step.key)
+        if step.key in self.dead:
+            raise AWAY
+        return REPLIES[step.script.name]
+
+    def scripts(self, steps: Sequence[protocol.Step[Any]], **_: bool) -> list[object]:
+        return [AWAY if step.key in self.dead else REPLIES[step.script.name] for step in steps]
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> tuple[Nodes, Store]:
+    """A store on several nodes; the key of a step is the name of its node."""
+    nodes, store = Nodes(), Store(NOBODY)
+    monkeypatch.setattr(store, "_carrier", lambda: nodes)
+    return nodes, store
+
+
+def _at(node: str) -> protocol.Step[protocol.Claim]:
+    return protocol.claim(node, "m1", ttl=60, heal_after=60)
+
+
+def test_a_dead_node_has_no_call_refused_that_others_answer(several: tuple[Nodes, Store]) -> None:
+    """Calls for the primary that died fail at once; those for the others are sent."""
+    nodes, store = several
+    nodes.dead = {"a"}
+    for _ in range(6):
+        with pytest.raises(StoreUnavailableError):
+            store.run(_at("a"))
+
+        assert store.run(_at("b")).status == "claimed"
+    assert nodes.asked.count("a") == 3
+
+
+def test_the_outage_of_a_node_is_told_once(
+    several: tuple[Nodes, Store], told: list[Event], clock: Any
+) -> None:
+    """Not again and again because others answer; it is over when another has taken its place."""
+    nodes, store = several
+    nodes.dead = {"a"}
+    for _ in range(3):
+        assert isinstance(store.run_many([_at("a"), _at("b")])[0], StoreUnavailableError)
+        with pytest.raises(StoreUnavailableError):
+            store.run(_at("a"))
+    assert [each.kind for each in told] == ["store_unavailable"]
+
+    clock.pass_time(4)  # nobody asks the dead one any more: its keys are those of another
+    store.run(_at("b"))
+
+    assert [each.kind for each in told] == ["store_unavailable", "store_recovered"]
+
+
+def test_a_node_that_comes_back_is_asked_at_once(
+    several: tuple[Nodes, Store], told: list[Event], clock: Any
+) -> None:
+    """After a second, as a single server is."""
+    nodes, store = several
+    nodes.dead = {"a"}
+    for _ in range(4):
+        with pytest.raises(StoreUnavailableError):
+            store.run(_at("a"))
+    nodes.dead = set()
+    clock.pass_time(1.1)
+
+    assert store.run(_at("a")).status == "claimed"
+    assert [each.kind for each in told] == ["store_unavailable", "store_recovered"]
 
 
 def test_nothing_to_send() -> None:
