@@ -43,7 +43,7 @@ def defer(
 
     Args:
         task: With the request of the delivery.
-        envelope: That the message has, or gets.
+        envelope: That the message gets.
         delay: Seconds after which it comes again.
         reason: Why, in words.
         waits: How often the broker was asked in vain; this process is all that has the message.
@@ -66,7 +66,7 @@ def defer(
         )
 
     try:
-        _send_again(task, envelope._replace(deferrals=envelope.deferrals + 1), delay)
+        _send_again(task, envelope, delay)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a broker refuses it with: it is not lost

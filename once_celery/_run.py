@@ -11,8 +11,8 @@ from once_celery._binding import Binding
 from once_celery._defer import defer, longest_delay
 from once_celery._publish import PENDING
 from once_celery._settle import count_in_chord, has_ended, settle, share
-from once_core.attempt import Attempt, deferral_cause
-from once_core.delays import delay_after
+from once_core.attempt import Attempt
+from once_core.delays import deferral_cause, delay_after
 from once_core.envelope import HEADER, OFF, Envelope
 from once_core.errors import StoreUnavailableError
 from once_core.guard import Guard
@@ -87,8 +87,9 @@ def run(task: Task, guard: Guard, body: Callable[[], object]) -> object:
             return _end_without_run(task, attempt, answer)
         delay = delay_after(answer, attempt.envelope.deferrals + waits, longest_delay(task))
         waits += 1
-        envelope = attempt.envelope._replace(is_copy=is_copy)
-        defer(task, envelope, delay, reason, waits, cause=deferral_cause(answer))
+        envelope = attempt.envelope
+        sent = attempt.put_back(answer)._replace(is_copy=is_copy)
+        defer(task, sent, delay, reason, waits, cause=deferral_cause(answer))
 
 
 def _start(attempt: Attempt) -> tuple[Start | None, str]:

@@ -75,7 +75,9 @@ def count_in_chord(task: Task, envelope: Envelope) -> None:
         looks += 1
         reason = "another worker sends the last task of its chord, or has died in the middle of it"
         delay = min(left, longest_delay(task))
-        defer(task, envelope._replace(is_copy=True), delay, reason, looks, cause="result")
+        defer(
+            task, envelope.put_back()._replace(is_copy=True), delay, reason, looks, cause="result"
+        )
 
 
 def _claimed_for(backend: Any, group: str) -> float:
@@ -156,7 +158,7 @@ def share(task: Task, guard: Guard, envelope: Envelope) -> object:
         delay = search.look(looks)
         looks += 1
         reason = f"waits for the result of {search.envelope.duplicate_of}"
-        defer(task, search.envelope, delay, reason, looks, cause="result")
+        defer(task, search.envelope.put_back(), delay, reason, looks, cause="result")
 
 
 def _end_with(task: Task, envelope: Envelope, result: Any) -> object:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import redis
 
 from once_core._clock import elapsed
+from once_core._replicas import TooFewReplicasError
 from once_core.errors import StoreUnavailableError
 from once_core.events import emit
+from once_core.protocol import ON_REPLICAS
 
 __all__ = ["FAILURES", "Breaker"]
 
@@ -58,12 +60,18 @@ class Breaker:
         self._place = place
         self._nodes: dict[str, _Node] = {}
 
-    def gate(self, node: str = "") -> None:
+    def gate(self, node: str = "", step: str = "") -> None:
         """Raise at once while it is known that asking would only cost time.
+
+        Args:
+            node: Name of the node of a Cluster.
+            step: Name of the step; replicas that are away count for those alone that need them.
 
         Raises:
             StoreUnavailableError: While the breaker is open.
         """
+        if step.endswith(ON_REPLICAS):
+            self.gate(node + ON_REPLICAS)
         known = self._nodes.get(node)
         if known is None or known.in_a_row < FAILURES_IN_A_ROW:
             return
@@ -82,15 +90,15 @@ class Breaker:
         """A step was answered."""
         if not self._nodes:
             return
-        known = self._nodes.get(node)
-        if known is not None:
+        answered = {node, node + ON_REPLICAS} if step.endswith(ON_REPLICAS) else {node}
+        for known in [self._nodes[name] for name in answered if name in self._nodes]:
             known.in_a_row = 0
             known.reasons.pop("", None)
             known.reasons.pop(step, None)
         for name, each in list(self._nodes.items()):
             # another may have taken its place: then nobody asks it again
             is_old = elapsed() - each.failed_at > FORGOTTEN_AFTER
-            is_gone = name != node and (is_old or not name)
+            is_gone = name not in answered and (is_old or not name)
             if is_gone or not each.reasons:
                 self._nodes.pop(name, None)
         if not self._nodes:
@@ -99,9 +107,11 @@ class Breaker:
     def failed(self, step: str, error: BaseException, node: str = "") -> StoreUnavailableError:
         """A step was not answered, or refused; returns the error to raise."""
         was_down = bool(self._nodes)
-        known = self._nodes.setdefault(node, _Node())
+        needs_replicas = isinstance(error, TooFewReplicasError)
+        name = node + ON_REPLICAS if needs_replicas else node
+        known = self._nodes.setdefault(name, _Node())
         known.failed_at = elapsed()
-        is_refusal = isinstance(error, redis.ResponseError)
+        is_refusal = isinstance(error, redis.ResponseError) and not needs_replicas
         if not is_refusal:
             known.in_a_row += 1
             known.open_until = known.failed_at + OPEN_FOR

@@ -9,7 +9,7 @@ import redis
 import redis.asyncio
 
 from once_core._breaker import FAILURES
-from once_core._replicas import Command, acknowledged, commands
+from once_core._replicas import Command, acknowledged, commands, patience_of
 
 if TYPE_CHECKING:
     from once_core.protocol import Step
@@ -21,9 +21,6 @@ _CUT = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 _ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError)
 """Answers of a node whose slot is on its way to another, or has gone there (MOVED is an ASK)."""
-
-
-_AskError = redis.exceptions.AskError
 
 
 class ClusterCarrier:
@@ -70,6 +67,9 @@ class ClusterCarrier:
                 cut.update(dict.fromkeys(away, node.name))
                 self._look_again(node)
         moved = [at for at, before in cut.items() if has_moved(before, self.node(steps[at]))]
+        if gone := [at for at, each in answers.items() if steps[at].replicas and _has_gone(each)]:
+            self._look_again(None)  # redis-py would not have replicas asked
+            moved.extend(gone)
         for node, places in self._by_node(moved, steps):
             answers.update(self._pipelined(node, places, steps, with_texts=with_texts))
         for at, answer in answers.items():
@@ -123,16 +123,12 @@ class ClusterCarrier:
         """The reply from where a node points to."""
         if not step.replicas:
             return self._one(step)  # redis-py goes there
-        if isinstance(error, redis.exceptions.TryAgainError):
-            return error
-        has_gone = isinstance(error, redis.exceptions.MovedError)
-        if has_gone:
-            self._look_again(None)
-        node = self._cluster.get_node(error.host, error.port)
+        is_on_its_way = isinstance(error, redis.exceptions.AskError) and not _has_gone(error)
+        node = self._cluster.get_node(error.host, error.port) if is_on_its_way else None
         if node is None:
             return error
         # not by redis-py, for WAIT has to follow on the same connection
-        return self._pipelined(node, [0], [step], with_texts=True, asking=not has_gone)[0]
+        return self._pipelined(node, [0], [step], with_texts=True, asking=True)[0]
 
     def _look_again(self, away: Any) -> None:  # noqa: ANN401  # see above
         """Ask where the slots are now, and not the node that did not answer just now."""
@@ -150,6 +146,11 @@ class ClusterCarrier:
             return self.script(step)
         except FAILURES as error:
             return error
+
+
+def _has_gone(answer: object) -> bool:
+    """Whether the slot of a step is another node's by now."""
+    return isinstance(answer, redis.exceptions.MovedError)
 
 
 def pipelined(
@@ -170,10 +171,20 @@ def pipelined(
     pipeline = client.pipeline(transaction=False)
     if asking:
         pipeline.execute_command("ASKING")  # of the one command behind it
-    for name, *words in commands(steps, with_texts=with_texts):
-        getattr(pipeline, str(name).lower())(*words)
+    for command in commands(steps, with_texts=with_texts, patience=patience_of(client)):
+        pipeline.execute_command(*command)
     replies = pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        _unannotate(reply)
     return acknowledged(steps, replies[1:] if asking else replies)
+
+
+def _unannotate(reply: object) -> None:
+    """Leave of an error what the server said: redis-py puts a whole script before it."""
+    if isinstance(reply, redis.RedisError) and reply.args:
+        _, annotation, said = str(reply.args[0]).rpartition(" of pipeline caused error: ")
+        if annotation:
+            reply.args = (said, *reply.args[1:])
 
 
 def ask(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # any client of redis-py
@@ -200,8 +211,9 @@ async def ask_async(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  # 
     before = await node_of_async(client, step)
     try:
         return await _asked(client, step)
-    except _CUT:
-        await client.initialize()  # looks where the slots are now
+    except (*_CUT, redis.exceptions.ClusterDownError):
+        # looks where the slots are now; of what replicas have to have redis-py has noticed nothing
+        await (client.nodes_manager if step.replicas else client).initialize()
         if not has_moved(before, node_of(client, step)):
             raise
     return await _asked(client, step)
@@ -222,7 +234,7 @@ async def _replicated(client: Any, step: Step[Any]) -> object:  # noqa: ANN401  
     """The reply to a step that replicas have to have, with ``WAIT`` on the same connection."""
     answer: object = None
     for with_texts in (False, True):
-        words = commands([step], with_texts=with_texts)
+        words = commands([step], with_texts=with_texts, patience=patience_of(client))
         if isinstance(client, redis.asyncio.RedisCluster):
             replies = await _of_cluster(client, step, words)
         else:
@@ -248,7 +260,11 @@ async def _of_cluster(
     if isinstance(error, redis.exceptions.MovedError):
         await client.nodes_manager.initialize()  # looks where the slots are now
         return await _of_node(client.get_node_from_key(step.key), words)
-    node = client.get_node(error.host, error.port) if isinstance(error, _AskError) else None
+    node = (
+        client.get_node(error.host, error.port)
+        if isinstance(error, redis.exceptions.AskError)
+        else None
+    )
     return replies if node is None else (await _of_node(node, [("ASKING",), *words]))[1:]
 
 

@@ -15,7 +15,7 @@ import redis
 
 from once_core._breaker import FAILURES
 from once_core._clock import elapsed
-from once_core._replicas import acknowledged, commands
+from once_core._replicas import acknowledged, commands, patience_of
 
 if TYPE_CHECKING:
     from once_core.protocol import Step
@@ -70,7 +70,7 @@ class Line:
         Raises:
             redis.RedisError: The server is away.
         """
-        words = commands(steps, with_texts=with_texts)
+        words = commands(steps, with_texts=with_texts, patience=patience_of(self.client))
         packed = b"".join([_packed(each) for each in words])
         if all(step.script.answers_text for step in steps):
             ask = partial(_ask_all_for_texts, len(steps), len(words) - len(steps))

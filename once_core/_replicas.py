@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -10,7 +10,7 @@ import redis
 if TYPE_CHECKING:
     from once_core.protocol import Step
 
-__all__ = ["Command", "TooFewReplicasError", "acknowledged", "commands"]
+__all__ = ["Command", "TooFewReplicasError", "acknowledged", "commands", "patience_of"]
 
 LONGEST_WAIT = 0.4
 """Seconds for the replicas; with the step itself below our read time-out."""
@@ -22,7 +22,22 @@ class TooFewReplicasError(redis.ResponseError):
     """The server has done the step, but would lose it if it died now."""
 
 
-def commands(steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[Command]:
+def patience_of(client: Any) -> float:  # noqa: ANN401  # any client of redis-py
+    """Seconds for which the replicas are waited for: well below what the client waits itself."""
+    pool = getattr(client, "connection_pool", None)
+    settings = pool.connection_kwargs if pool is not None else _settings(client)
+    given = settings.get("socket_timeout")
+    return min(LONGEST_WAIT, given / 2) if given else LONGEST_WAIT
+
+
+def _settings(cluster: Any) -> Mapping[str, Any]:  # noqa: ANN401  # see above
+    found: Mapping[str, Any] = getattr(cluster, "connection_kwargs", {})
+    return found
+
+
+def commands(
+    steps: Sequence[Step[Any]], *, with_texts: bool = False, patience: float = LONGEST_WAIT
+) -> list[Command]:
     """What to send for steps on one connection.
 
     ``WAIT`` counts what was written by its own connection, so it comes behind them, once for all.
@@ -30,6 +45,7 @@ def commands(steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[Co
     Args:
         steps: At least one.
         with_texts: The server has not all of their scripts: the first step of each brings it.
+        patience: Seconds for the replicas.
     """
     sent: set[str] = set()
     found: list[Command] = []
@@ -40,7 +56,7 @@ def commands(steps: Sequence[Step[Any]], *, with_texts: bool = False) -> list[Co
         command = ("EVALSHA", script.sha) if has_it else ("EVAL", script.text)
         found.append((*command, 1, step.key, *step.args))
     if replicas := _replicas(steps):
-        found.append(("WAIT", replicas, round(LONGEST_WAIT * 1000)))
+        found.append(("WAIT", replicas, round(patience * 1000)))
     return found
 
 
@@ -70,6 +86,6 @@ def _replicas(steps: Sequence[Step[Any]]) -> int:
 
 def _too_few(count: object, replicas: int) -> TooFewReplicasError:
     return TooFewReplicasError(
-        f"{count} of min_replicas={replicas} replicas have it after {LONGEST_WAIT} s; see to the "
-        "replicas of the lock store, or lower min_replicas"
+        f"{count} of min_replicas={replicas} replicas have it; see to the replicas of the lock "
+        "store, or lower min_replicas"
     )

@@ -58,8 +58,8 @@ class AsyncStore:
         name, client = step.name, await self._connected()
         node = ""
         try:
-            if node := await node_of_async(client, step):
-                self._breaker.gate(node)
+            if (node := await node_of_async(client, step)) or step.replicas:
+                self._breaker.gate(node, name)
             reply = await ask_async(client, step)
         except FAILURES as error:
             raise self._breaker.failed(name, error, node) from error

@@ -15,6 +15,7 @@ from once_core._flow import Flow
 from once_core._heartbeat import Held, heartbeat
 from once_core._host import is_dead, whereabouts
 from once_core._lease import Lease
+from once_core._strangers import notice_other_store
 from once_core.envelope import Envelope
 from once_core.errors import ConfigurationError, OverlapError, StoreUnavailableError
 from once_core.events import emit
@@ -24,7 +25,7 @@ from once_core.options import SCOPES
 from once_core.protocol import Finish, Mark, Message, Outcome, Start, Step
 from once_core.publish import nonce
 
-__all__ = ["Attempt", "current_attempt", "deferral_cause"]
+__all__ = ["Attempt", "current_attempt"]
 
 LONG_RUN = 60.0
 """Seconds of run after which a late redelivery has to be expected (rules: finish 3)."""
@@ -36,15 +37,6 @@ _current: ContextVar[Attempt | None] = ContextVar("once_attempt", default=None)
 def current_attempt() -> Attempt | None:
     """The attempt whose body makes this call, or None."""
     return _current.get()
-
-
-def deferral_cause(answer: Start | None) -> str:
-    """What a message that could not start waits for, in one word for counting.
-
-    Args:
-        answer: Why it did not start; None while the store is away.
-    """
-    return "store" if answer is None else answer.status
 
 
 class Attempt:
@@ -112,6 +104,25 @@ class Attempt:
                 wait for them.
         """
         asked_at = elapsed()
+        answer = yield from self._asking(park)
+        if answer.status in ("overlap", "skipped") and is_dead(answer.where):
+            # its process is gone from this very machine: nobody will renew or finish it
+            why = "its process is gone"
+            yield from burying(self.guard, self.key, answer.holder_id, why)
+            asked_at = elapsed()
+            answer = yield from self._asking(park)
+        is_own = answer.holder_id == self.message.id  # a copy of what runs: nothing of it is away
+        self.envelope = self.envelope._replace(
+            is_away=answer.status == "overlap" and not (is_own or park)
+        )
+        if answer.status == "started":
+            self._begin(answer, asked_at)
+            if not answer.found:
+                notice_other_store(self.guard, self.store, self.message, self.envelope)
+        return answer
+
+    def _asking(self, park: float) -> Flow[Start]:
+        asked_at = elapsed()
         try:
             answer: Start = yield self._start_step(park)
         except ConfigurationError:
@@ -120,19 +131,25 @@ class Attempt:
             # it may have been heard, and only the answer lost (to an outage, or to a time limit
             # that strikes in the middle of it): nobody would renew that lease
             ghost = self._hold(0, asked_at)
-            heartbeat().finish_later(ghost, ghost.giving_up())
+            heartbeat().finish_later(ghost, self._take_back() or ghost.giving_up())
             raise
-        if answer.status in ("overlap", "skipped") and is_dead(answer.where):
-            # its process is gone from this very machine: nobody will renew or finish it
-            why = "its process is gone"
-            yield from burying(self.guard, self.key, answer.holder_id, why)
-            asked_at = elapsed()
-            answer = yield self._start_step(park)
-        if answer.status == "started":
-            self._begin(answer, asked_at)
-            if not answer.found:
-                self._notice_other_store()
         return answer
+
+    def _take_back(self) -> Step[Finish] | None:
+        """The start, where others may not be sent beside a message whose body did not begin."""
+        if not self._limits.waiting:
+            return None
+        life = {"ttl": self.guard.options.ttl, "heal_after": self.guard.options.heal_after}
+        return protocol.take_back(self.key, self.message, self.token, **life)
+
+    def put_back(self, answer: Start | None) -> Envelope:
+        """The envelope with which the message is put back.
+
+        Args:
+            answer: Why it did not start; None while the store is away.
+        """
+        has_turn = answer is not None and answer.turn
+        return self.envelope if has_turn else self.envelope.put_back()
 
     def _start_step(self, park: float) -> Step[Start]:
         options = self.guard.options
@@ -150,27 +167,9 @@ class Attempt:
             give_up=options.on_overlap != "defer",
             limit=options.limit,
             park=park,
-            again=self.envelope.deferrals > 0,
+            again=self.envelope.is_away,
             replicas=options.min_replicas,
         )
-
-    def _notice_other_store(self) -> None:
-        """The commonest silent mistake: producer and worker lock in different places."""
-        store, claimed_in = self.store, self.envelope.store
-        is_first_run = self.message.ticket > 0 and not self.message.retries
-        if not (is_first_run and claimed_in) or claimed_in in store.strangers:
-            return
-        if store.is_other(claimed_in, self.message.ticket):
-            store.strangers.add(claimed_in)
-            emit(
-                "other_store",
-                task=self.guard.task,
-                key=self.key,
-                message_id=self.message.id,
-                reason=f"its producer locks in another Redis (run id {claimed_in}…) than this "
-                f"worker ({store.id}… at {store.place}), so nothing is guarded between them; "
-                "give both the same once_url",
-            )
 
     def _hold(self, fence: int, asked_at: float) -> Held:
         """A lease lasts from the moment it was asked for: the answer may have been slow."""

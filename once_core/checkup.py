@@ -178,22 +178,31 @@ def _role(place: str, info: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def of_replicas(guard: Guard) -> Iterator[Finding]:
-    """Whether the lock store of a task has the replicas that its options ask for.
+def of_replicas(guards: Iterable[Guard]) -> Iterator[Finding]:
+    """Whether lock stores have the replicas that the options of their tasks ask for.
 
     Args:
-        guard: Of the task.
+        guards: Of the tasks.
 
     Example:
         >>> from once_core import Guard, OnceOptions
         >>> from once_core.store import Store
         >>> store = Store("memory://replicas-example")
-        >>> list(of_replicas(Guard("shop.sync", print, OnceOptions(), lambda: store)))
+        >>> list(of_replicas([Guard("shop.sync", print, OnceOptions(), lambda: store)]))
         []
     """
-    wanted, store = guard.options.min_replicas, guard.store
-    if not wanted or store.place.startswith("memory:"):
-        return
+    most: dict[Store, Guard] = {}
+    for guard in guards:
+        before = most.setdefault(guard.store, guard)
+        if guard.options.min_replicas > before.options.min_replicas:
+            most[guard.store] = guard
+    for store, guard in most.items():
+        wanted = guard.options.min_replicas
+        if wanted and not store.place.startswith("memory:"):
+            yield from _replicas(store, wanted, guard.task)
+
+
+def _replicas(store: Store, wanted: int, task: str) -> Iterator[Finding]:
     try:
         infos = _infos(store.place, store.client())
     except FAILURES:
@@ -204,9 +213,9 @@ def of_replicas(guard: Guard) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 "too-few-replicas",
-                guard.task,
-                f"min_replicas={wanted}, but {place} has {found}: it counts as a lock store that "
-                "is away",
+                place,
+                f"{task} has min_replicas={wanted}, but there are {found}: it counts as a lock "
+                "store that is away",
                 "start the replicas that are missing, or lower min_replicas",
             )
 

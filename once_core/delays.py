@@ -7,7 +7,7 @@ import random
 from once_core import protocol
 from once_core.protocol import Start
 
-__all__ = ["deferral", "delay_after"]
+__all__ = ["deferral", "deferral_cause", "delay_after"]
 
 LAPSE_MARGIN = 0.1
 """Seconds after the end of a lease at which a message that waits for it comes back."""
@@ -41,3 +41,12 @@ def delay_after(answer: Start | None, deferrals: int, longest: float) -> float:
         delay = min(answer.turn, longest)  # turns are apart from each other as they are
     # a dead holder's lease is waited for no longer than it lasts; a live one has renewed it
     return min(delay, answer.remaining + LAPSE_MARGIN)
+
+
+def deferral_cause(answer: Start | None) -> str:
+    """What a message that could not start waits for, in one word for counting.
+
+    Args:
+        answer: Why it did not start; None while the store is away.
+    """
+    return "store" if answer is None else answer.status

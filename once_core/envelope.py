@@ -36,7 +36,8 @@ class Envelope(NamedTuple):
         store: Which lock store the producer claimed in; empty where that is not known.
         call: Options given at the call that the worker has to know.
         duplicate_of: Message id of the holder, for a message that is only sent to be settled.
-        deferrals: How often it was put back.
+        deferrals: How often it was put back, but for those times when the record said until when.
+        is_away: Whether the record counts on its return: it was put back because others run.
         is_copy: Whether the broker gave it out again before it was put back.
         shares: Whether a duplicate is to end with the result of its holder.
         shared_ticket: Of that holder, whichever copy of it runs; 0 where that is not known.
@@ -55,6 +56,7 @@ class Envelope(NamedTuple):
     call: Mapping[str, object] = MappingProxyType({})
     duplicate_of: str = ""
     deferrals: int = 0
+    is_away: bool = False
     is_copy: bool = False
     shares: bool = False
     shared_ticket: int = 0
@@ -86,6 +88,8 @@ class Envelope(NamedTuple):
             header["dup"] = self.duplicate_of
         if self.deferrals:
             header["n"] = self.deferrals
+        if self.is_away:
+            header["away"] = True
         if self.is_copy:
             header["copy"] = True
         if self.shares:
@@ -95,6 +99,15 @@ class Envelope(NamedTuple):
         if self.was_delayed:
             header["late"] = True
         return header
+
+    def put_back(self) -> Envelope:
+        """The same message once more, put back until something has changed.
+
+        Example:
+            >>> Envelope("once:t:" + "0" * 32, 5, "queued", "m1", "t").put_back().deferrals
+            1
+        """
+        return self._replace(deferrals=self.deferrals + 1)
 
     @classmethod
     def read(cls, header: object, message_id: str, task: str) -> Envelope | None:
@@ -129,6 +142,7 @@ class Envelope(NamedTuple):
             call=call if isinstance(call, Mapping) and not is_newer else {},
             duplicate_of=str(header.get("dup", "")),
             deferrals=_count(header.get("n")),
+            is_away=bool(header.get("away")),
             is_copy=bool(header.get("copy")),
             shares=share is not None,
             shared_ticket=_count(share[0]) if _is_pair(share) else 0,

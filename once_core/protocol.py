@@ -33,6 +33,7 @@ __all__ = [
     "release",
     "renew",
     "start",
+    "take_back",
     "turn_channel",
     "withdraw",
 ]
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 LONGEST_DEFERRAL = 30.0
 """Seconds; the longest delay of a message that met an overlap (design 4)."""
+
+ON_REPLICAS = " on replicas"
+"""End of the name of a step that replicas have to have."""
 
 Mark = Literal["hold", "write", "none"]
 Outcome = Literal["success", "failure", "retry", "interrupted"]
@@ -75,7 +79,7 @@ class Step(Generic[T]):
     @property
     def name(self) -> str:
         """What is told apart when servers fail or recover."""
-        return f"{self.script.name} on replicas" if self.replicas else self.script.name
+        return self.script.name + ON_REPLICAS if self.replicas else self.script.name
 
 
 def claim(
@@ -224,6 +228,25 @@ def finish(
         int(again),
     )
     return Step(script("finish"), key, args, _parse_finish)
+
+
+def take_back(
+    key: str, message: Message, attempt: str, *, ttl: float, heal_after: float
+) -> Step[Finish]:
+    """A start that was heard, of which nobody knows the answer: the message waits as before."""
+    # as if an attempt before it had ended in a retry, which is the message itself
+    before = message._replace(retries=message.retries - 1)
+    return finish(
+        key,
+        before,
+        attempt,
+        "retry",
+        ttl=ttl,
+        heal_after=heal_after,
+        delay=LONGEST_DEFERRAL,
+        mark="none",
+        again=True,
+    )
 
 
 def reap(key: str, message_id: str, attempt: str = "", *, margin: float = 0.0) -> Step[Reap]:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from once_core import protocol
+from once_core._replicas import TooFewReplicasError
 from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, KeyDerivationError, StoreUnavailableError
 from once_core.events import emit
@@ -210,6 +211,7 @@ class Claiming(NamedTuple):
         call: Options that were given at the call.
         is_owed: As in `Publication`.
         must_go: A task counts on it: it is sent without a claim if there is none to be had.
+        retries: Of the message.
     """
 
     guard: Guard
@@ -220,6 +222,7 @@ class Claiming(NamedTuple):
     call: Mapping[str, object] | None
     is_owed: bool
     must_go: bool
+    retries: int
 
     def answered(self, answer: Claim) -> Publication:
         """The record has answered."""
@@ -248,10 +251,20 @@ class Claiming(NamedTuple):
         told = partial(emit, task=guard.task, key=key, message_id=self.message_id, cause="publish")
         if guard.options.on_store_error == "raise" and not self.must_go:
             told("unavailable", reason=str(error))
+            if isinstance(error.__cause__, TooFewReplicasError):
+                self._take_back()
             raise error
         told("unguarded", reason=str(error))
         sent = _unclaimed(guard, key, self.message_id, self.call, state="unguarded")
         return sent._replace(is_owed=self.is_owed)
+
+    def _take_back(self) -> None:
+        """The record has the claim, and nobody sends its message: others are not to wait for it."""
+        message = Message(self.message_id, 0, self.retries)
+        try:
+            self.guard.store.run(protocol.withdraw(self.step.key, message))
+        except StoreUnavailableError:
+            pass  # our next claim takes it over; for others it heals
 
 
 class Terms(TypedDict, total=False):
@@ -350,7 +363,7 @@ def claiming(
     is_owed = own or retries > 0
     preview = guard.preview(args, kwargs)
     must_go = is_owed or terms.get("dispatched", False)
-    return Claiming(guard, step, message_id, preview, mark, call, is_owed, must_go)
+    return Claiming(guard, step, message_id, preview, mark, call, is_owed, must_go, retries)
 
 
 def _fingerprint(guard: Guard, args: Sequence[object], kwargs: Mapping[str, object]) -> str:

@@ -92,8 +92,8 @@ class Store:
         node = ""
         try:
             carrier = self._connected()
-            if node := carrier.node(step):
-                self._breaker.gate(node)
+            if (node := carrier.node(step)) or step.replicas:
+                self._breaker.gate(node, step.name)
             reply = carrier.script(step) if not step.replicas else _replicated(carrier, step)
         except FAILURES as error:
             self._server = None  # it may come back as another one
@@ -147,7 +147,9 @@ class Store:
             return [failure for _ in steps]
         for step, node, reply in zip(steps, nodes, replies, strict=True):
             if isinstance(reply, FAILURES):
-                answers.append(self._breaker.failed(step.name, reply, node))
+                failure = self._breaker.failed(step.name, reply, node)
+                failure.__cause__ = reply
+                answers.append(failure)
             else:
                 self._breaker.succeeded(step.name, node)
                 answers.append(step.parse(texts(reply)))

@@ -14,8 +14,8 @@ from dramatiq.middleware import Interrupt, MiddlewareError, Shutdown, SkipMessag
 from dramatiq.middleware.time_limit import TimeLimitExceeded
 
 from once_core._clock import elapsed
-from once_core.attempt import Attempt, deferral_cause
-from once_core.delays import deferral, delay_after
+from once_core.attempt import Attempt
+from once_core.delays import deferral, deferral_cause, delay_after
 from once_core.envelope import Envelope
 from once_core.errors import DuplicateTaskError, OnceError, StoreUnavailableError
 from once_core.events import emit
@@ -107,7 +107,7 @@ class Delivery:
                     raise  # waiting does not cure it
                 delay = deferral(envelope.deferrals + waits)
                 why = f"it could not be ended: {error!r}"
-                self._put_back(envelope, delay, why, waits + 1, cause="result")
+                self._put_back(envelope.put_back(), delay, why, waits + 1, cause="result")
             waits += 1
 
     def _give_up_start(self) -> None:
@@ -153,8 +153,9 @@ class Delivery:
         elif answer is not None and answer.status not in ("overlap", "early"):
             self._end_without_run(attempt, answer)
         delay = delay_after(answer, attempt.envelope.deferrals + waits, LONGEST_DEFERRAL)
-        envelope = attempt.envelope._replace(is_copy=is_copy)
-        self._put_back(envelope, delay, reason, waits + 1, cause=cause)
+        self._envelope = attempt.envelope
+        sent = attempt.put_back(answer)._replace(is_copy=is_copy)
+        self._put_back(sent, delay, reason, waits + 1, cause=cause)
         return False
 
     def _new_attempt(self, *, is_copy: bool) -> Attempt:
@@ -291,7 +292,7 @@ class Delivery:
             SkipMessage: It was put back.
         """
         proxy, binding = self._proxy, self._binding
-        envelope = envelope._replace(deferrals=envelope.deferrals + 1, was_delayed=True)
+        envelope = envelope._replace(was_delayed=True)
         message = proxy.copy(options={OPTION: envelope.to_header()})
         try:
             with binding.thread.putting_back():
@@ -356,7 +357,7 @@ class Delivery:
                 self._settlement.fail(error)
             looks += 1
             reason = f"waits for the result of {search.envelope.duplicate_of}"
-            self._put_back(search.envelope, delay, reason, looks, cause="result")
+            self._put_back(search.envelope.put_back(), delay, reason, looks, cause="result")
         self._skip(f"settled: as {search.envelope.duplicate_of} ended")
 
     def _skip(self, why: str) -> NoReturn:

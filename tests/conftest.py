@@ -26,8 +26,14 @@ def own_tasks() -> Iterator[None]:
     """Tests define tasks as users do: shared, so that Celery gives them to every later app."""
     state: Any = sys.modules.get("celery._state")
     before = set(state._on_app_finalizers) if state is not None else set()
-    current = getattr(state._tls, "current_app", None) if state is not None else None
-    default = state.default_app if state is not None else None
+    current = default = None
+    if state is not None:
+        # one that is closed, such as that of the worker of a whole module, gets no shared tasks
+        current, default = (
+            app if app in state._get_active_apps() else None
+            for app in (state._tls.current_app, state.default_app)
+        )
+        state._tls.current_app, state.default_app = current, default
     yield
     state = sys.modules.get("celery._state")
     for each in set(state._on_app_finalizers) - before if state is not None else ():

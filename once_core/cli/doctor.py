@@ -108,14 +108,16 @@ def _findings(program: Program) -> Iterator[Finding]:
         yield from of_backlog(overdue, within(BROKER_PATIENCE, program.queued))
     except Exception as error:  # noqa: BLE001  # whatever a broker's client raises
         yield _failed("broker", error)
+    guards = []
     for name, find in program.guards.items():
         try:
             guard = find()
             guard.store  # noqa: B018  # of a function it is looked for at its first call
             yield from of_guard(guard)
-            yield from of_replicas(guard)
+            guards.append(guard)
         except OnceError as error:
             yield Finding("error", "refused-options", name, str(error))
+    yield from of_replicas(guards)
     for check in program.checks:
         try:
             yield from check()

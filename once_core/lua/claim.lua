@@ -21,7 +21,7 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
   local clock, text = redis.call('TIME'), string.format
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local seen = redis.call('HMGET', KEYS[1], 'v', 'wh', 'wu', 'ws', 'wg', 'wj', 'wi', 'x0u', 'x0k',
-    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt', 'x1u', 'x2u', 'x3u', 'p0u', 'y0u')
+    'qu', 'nu', 'ku', 'zu', 'ou', 'yu', 'wt', 'x1u', 'x2u', 'x3u', 'p0u', 'y0u', 'tu')
   if not seen[1] then
     local ticket = text('%.0f', clock[1] * 1000000 + clock[2])
     local due = now + ARGV[3]
@@ -36,7 +36,7 @@ if ARGV[2] == 'skip' and ARGV[13] == '0' then
   end
   local is_plain = seen[2] and now < tonumber(seen[2]) and now < tonumber(seen[3])
     and tonumber(seen[4]) <= now and (ARGV[11] == '' or ARGV[11] ~= seen[5])
-  for index = 10, 21 do is_plain = is_plain and (index == 16 or not seen[index]) end
+  for index = 10, 22 do is_plain = is_plain and (index == 16 or not seen[index]) end
   if is_plain and seen[8] then
     local left = seen[8] - now
     is_plain = ARGV[8] == '0' and left > 0 and left <= tonumber(seen[9])

@@ -63,7 +63,9 @@ else
   end
   local turns = record.t
   if turns then
-    turns.e = turns.e > 0 and math.ceil((3 * turns.e + held) / 4) or math.max(held, 1)
+    if not again then
+      turns.e = turns.e > 0 and math.ceil((3 * turns.e + held) / 4) or math.max(held, 1)
+    end
     if turns.c == 0 then record.t = nil end
   end
   free(slot)

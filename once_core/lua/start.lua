@@ -67,9 +67,12 @@ local function turn_after(running)
   if not again then turns.c = turns.c + 1 end
   if turns.e == 0 then return 0 end
   local held = now - running.s
-  local left = held < turns.e and turns.e - held or held
-  local turn = math.max(turns.d or 0, now + math.max(left, SOONEST))
-  if turn > now + longest then return 0 end
+  -- one that takes longer than others is asked for ever more rarely
+  local left = held < turns.e and turns.e - held or math.ceil(held / 8)
+  local taken = again and turns.c <= 1 and 0 or turns.d or 0  -- by itself, if nobody else is away
+  local turn = math.max(taken, now + math.max(left, SOONEST))
+  -- it comes back by then in any case
+  if turn > math.min(now + longest, running.u) then return 0 end
   turns.d = turn + math.ceil(turns.e / limit)
   return turn - now
 end

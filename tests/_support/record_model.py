@@ -775,12 +775,14 @@ class RecordModel:
         if not turns.length:
             return 0.0
         held = now - holder.since
-        expected = turns.length - held if held < turns.length else held
-        moment = max(turns.due, now + max(expected, 0.1))
-        if moment > now + LONGEST_DEFERRAL:
+        overdue = math.ceil(round(held * 1000) / 8) / 1000
+        expected = turns.length - held if held < turns.length else overdue
+        taken = 0.0 if again and turns.away <= 1 else turns.due
+        moment = max(taken, now + max(expected, 0.1))
+        if moment > min(now + LONGEST_DEFERRAL, holder.until):
             return 0.0
         turns.due = moment + math.ceil(round(turns.length * 1000) / limit) / 1000
-        return moment - now
+        return round(moment - now, 3)
 
     @staticmethod
     def _learn(turns: Turns, held: float) -> None:

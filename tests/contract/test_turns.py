@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from once_core import protocol
 from once_core.delays import delay_after
 from once_core.protocol import Message
 
@@ -57,14 +58,68 @@ def test_who_would_come_back_after_the_longest_deferral_is_told_nothing(store: U
 
 
 def test_a_run_that_takes_longer_than_others_is_asked_for_ever_more_rarely(store: Unit) -> None:
-    """After as long again as it has run by then."""
-    learn(store, 1.0)
+    """After an eighth of what it has run by then: the unit does not stand free for long."""
+    learn(store, 8.0)
     waits = []
-    for _ in range(4):
-        waits.append(meet(store, 1, again=True))
+    for _ in range(3):
+        waits.append(meet(store, 0, again=True))
         store.pass_time(waits[-1])
 
-    assert waits == [1.0, 1.0, 2.0, 4.0]
+    assert waits == [8.0, 1.0, 1.125]
+
+
+def test_a_start_that_was_taken_back_waits_as_before(store: Unit) -> None:
+    """Its answer was lost, or too few replicas had it: no trigger is sent beside it meanwhile."""
+    message = store.send("m1")
+    store.start(message)
+
+    store.run(protocol.take_back(store.key, message, "a1", **store.WAITING))
+
+    assert store.claim("m2").status == "waiting"
+    assert store.start(message, "a2").status == "started"
+    assert store.claim("m2").status == "claimed"
+
+
+def test_a_start_that_nobody_heard_is_not_taken_back(store: Unit) -> None:
+    """Its message waits as it did, or another runs."""
+    message = store.send("m1")
+
+    store.run(protocol.take_back(store.key, message, "a1", **store.WAITING))
+
+    assert store.fields()["wt"] == str(message.ticket)
+    assert "nt" not in store.fields()
+
+
+def test_a_retry_whose_start_was_taken_back_is_the_same_retry(store: Unit) -> None:
+    """It is not taken for one that has ended in another retry."""
+    message = store.send("m1")
+    store.start(message)
+    store.finish(message, outcome="retry")
+    retry = message._replace(retries=1)
+    store.start(retry, "a2")
+
+    store.run(protocol.take_back(store.key, retry, "a2", **store.WAITING))
+
+    assert store.claim("m2").status == "waiting"
+    assert store.start(retry, "a3").status == "started"
+
+
+def test_who_is_away_alone_does_not_wait_for_its_own_turn(store: Unit) -> None:
+    """It came a moment too early, and is not sent behind itself."""
+    learn(store, 4.0)
+    store.pass_time(3.0)
+    assert meet(store, 0, again=True) == 1.0
+    store.pass_time(1.0)
+
+    assert meet(store, 0, again=True) == 0.5
+
+
+def test_turns_after_the_end_of_the_lease_are_not_given_away(store: Unit) -> None:
+    """By then a message comes back in any case, for the holder may be dead."""
+    learn(store, 10.0)
+    store.renew(Message("next", -101), "a-next", lease=12.0)
+
+    assert [meet(store, number) for number in (1, 2, 3)] == [10.0, 0.0, 0.0]
 
 
 def test_nobody_comes_back_at_once(store: Unit) -> None:
@@ -110,6 +165,16 @@ def test_messages_that_never_come_back_are_forgotten(store: Unit) -> None:
     assert store.start(Message("m", -9), "a", **RUNNING).status == "started"
     store.finish(Message("m", -9), "a")
     assert store.fields() == {}
+
+
+def test_duplicates_forget_turns_that_are_over(store: Unit) -> None:
+    """As every step does."""
+    learn(store, 1.0)
+    store.send("waits", heal_after=600.0)
+    store.pass_time(61)
+
+    assert store.claim("again").status == "waiting"
+    assert [name for name in store.fields() if name[0] == "t"] == []
 
 
 def test_a_clock_that_steps_back_puts_nobody_off(store: Unit) -> None:

@@ -542,6 +542,8 @@ def test_a_dead_primary_costs_its_own_units_only(cluster: Cluster, unit: str) ->
         each.run_many([claimed(key) for key in keys])
     for node in cluster.nodes[:NODES]:
         node.client().wait(1, 5000)  # it is with the replica
+    eventual = Stalled(cluster.url)
+    assert eventual.status(claimed(keys[0], "m2", replicas=1)) == "waiting"
     dead = cluster.primary_of(keys[0])
     its_own = {key for key in keys if cluster.primary_of(key) is dead}
     cluster.kill_primary_of(keys[0])
@@ -559,6 +561,8 @@ def test_a_dead_primary_costs_its_own_units_only(cluster: Cluster, unit: str) ->
     for each in (store, sleeper):  # one that has not asked meanwhile is not refused at all
         after = each.run_many([claimed(key, "m3") for key in keys])
         assert {getattr(answer, "holder_id", answer) for answer in after} == {"m1"}
+    with eventual, pytest.raises(StoreUnavailableError, match="0 of min_replicas=1"):
+        eventual.status(claimed(keys[0], "m3", replicas=1))  # who took over has no replica itself
     lived_through(store, keys_of(f"{unit}-after", 12))
 
 

@@ -32,16 +32,30 @@ TURN_BREAKAGES = (
     _in(
         "start",
         "a-turn-beyond-the-longest-deferral",
-        "  if turn > now + longest then return 0 end\n",
-        "",
+        "math.min(now + longest, running.u)",
+        "running.u",
         "who_would_come_back_after_the_longest_deferral_is_told_nothing",
     ),
     _in(
         "start",
         "a-long-run-is-asked-for-again-and-again",
-        "turns.e - held or held\n",
+        "turns.e - held or math.ceil(held / 8)\n",
         "turns.e - held or 0\n",
         "a_run_that_takes_longer_than_others_is_asked_for_ever_more_rarely",
+    ),
+    _in(
+        "start",
+        "who-is-alone-waits-for-its-own-turn",
+        "again and turns.c <= 1 and 0 or turns.d or 0",
+        "turns.d or 0",
+        "who_is_away_alone_does_not_wait_for_its_own_turn",
+    ),
+    _in(
+        "start",
+        "turns-after-the-end-of-the-lease",
+        "math.min(now + longest, running.u)",
+        "now + longest",
+        "turns_after_the_end_of_the_lease_are_not_given_away",
     ),
     _in(
         "start",

@@ -7,6 +7,7 @@ how many times as many examples to run; a number other than 1 also makes them ra
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -704,7 +705,7 @@ class Promises(RuleBasedStateMachine):
             self._check_start(sent)
             self.workers.append(Worker(sent, attempt, answer.fence, self.now, self.now))
         elif answer.status == "overlap":
-            later = answer.turn or later
+            later = math.ceil(answer.turn * 4) / 4 or later  # of the times that add up exactly
             self.broker.append(replace(sent, due=self.now + later, is_back=True))
         elif answer.status == "early":
             self.broker.append(replace(sent, due=self.now + answer.remaining))
@@ -1252,17 +1253,17 @@ def run(machine: type[RuleBasedStateMachine], client: Any, examples: int, steps:
 
 def test_every_step_does_in_redis_what_it_does_in_the_model(client: redis.Redis) -> None:
     """Whatever is sent in whatever order: each answer and each field is that of the model."""
-    run(AnySteps, client, examples=100, steps=50)
+    run(AnySteps, client, examples=60, steps=50)
 
 
 def test_slots_and_the_line_do_in_redis_what_they_do_in_the_model(client: redis.Redis) -> None:
     """The same where several run at once and calls wait for their turn."""
-    run(AnySlots, client, examples=40, steps=50)
+    run(AnySlots, client, examples=25, steps=50)
 
 
 def test_the_promises_hold_whatever_fails(client: redis.Redis) -> None:
     """Never two at once, never a pile, never lost, never stuck, never stale; in lock step."""
-    run(Promises, client, examples=80, steps=50)
+    run(Promises, client, examples=50, steps=50)
 
 
 def test_turns_are_fair_and_go_on_whatever_fails(client: redis.Redis) -> None:
@@ -1272,7 +1273,7 @@ def test_turns_are_fair_and_go_on_whatever_fails(client: redis.Redis) -> None:
 
 def test_the_rules_themselves_keep_the_promises() -> None:
     """The same over the model alone, which is faster and so looks further."""
-    run(Promises, None, examples=250, steps=60)
+    run(Promises, None, examples=150, steps=60)
 
 
 def test_the_rules_of_the_line_themselves_are_fair() -> None:

@@ -264,7 +264,7 @@ def test_store_away_at_start(
 
     with pytest.raises(StoreUnavailableError):
         attempt.start()
-    assert [step.script.name for _, step in beats._unfinished] == ["reap"]
+    assert [step.script.name for _, step in beats._unfinished] == ["finish"]
     assert not attempt.is_running
 
     beats.beat()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from once_core import once, publish
-from once_core.attempt import deferral_cause
+from once_core.delays import deferral_cause
 from once_core.errors import StoreUnavailableError
 from once_core.events import Event
 from once_core.guard import Guard

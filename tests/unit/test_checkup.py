@@ -106,10 +106,10 @@ def test_a_task_wants_more_replicas_than_there_are(wanted: int, there: int, foun
     store = store_of(Server(connected_slaves=there))
     guard = Guard("shop.sync", print, OnceOptions(min_replicas=wanted), lambda: store)
 
-    assert [each.code for each in of_replicas(guard)] == ["too-few-replicas"] * found
+    assert [each.code for each in of_replicas([guard] * 3)] == ["too-few-replicas"] * found
     refused = store_of(Server(error="NOPERM"))
     guard = Guard("shop.sync", print, OnceOptions(min_replicas=wanted), lambda: refused)
-    assert list(of_replicas(guard)) == []
+    assert list(of_replicas([guard])) == []
 
 
 def test_locks_in_memory_are_no_locks() -> None:

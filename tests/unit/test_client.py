@@ -64,11 +64,11 @@ class Server:
         self._replies: list[object] = []
         pipe = Server()
         pipe.__dict__ = {**self.__dict__}
-        pipe.evalsha = self._queue  # type: ignore[method-assign]  # as pipelines do
+        pipe.execute_command = self._queue  # type: ignore[attr-defined]  # as pipelines do
         pipe.execute = self._execute  # type: ignore[attr-defined]  # as pipelines do
         return pipe
 
-    def _queue(self, sha: str, *args: Any) -> bytes:
+    def _queue(self, _name: str, sha: str, *args: Any) -> bytes:
         try:
             self._replies.append(Server.evalsha(self, sha, *args))
         except redis.ResponseError as error:
@@ -656,6 +656,22 @@ def test_only_failures_in_a_row_count(away: tuple[Server, Store]) -> None:
         store.run(CLAIM)
 
     assert server.asked == 9
+
+
+def test_only_failures_in_a_row_count_of_a_full_server_too(away: tuple[Server, Store]) -> None:
+    """It refuses claims for hours, and answers all else."""
+    server, store = away
+    server.refuses = {"claim": redis.ResponseError("OOM")}
+    _fails(store)
+    for _ in range(3):
+        server.error = AWAY
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                store.run(FINISH)
+        server.error = None
+        store.run(FINISH)
+
+    assert server.asked == 10
 
 
 def test_outage_is_told_once(
