@@ -37,13 +37,13 @@ class Envelope(NamedTuple):
         call: Options given at the call that the worker has to know.
         duplicate_of: Message id of the holder, for a message that is only sent to be settled.
         deferrals: How often it was put back, but for those times when the record said until when.
-        is_away: Whether the record counts on its return: it was put back because others run.
         is_copy: Whether the broker gave it out again before it was put back.
         shares: Whether a duplicate is to end with the result of its holder.
         shared_ticket: Of that holder, whichever copy of it runs; 0 where that is not known.
         missed: How many looks in a row found neither that holder nor its result.
         retries: How often it was retried, where the framework keeps no count that can be relied on.
         was_delayed: Whether a worker held it until it was due: a copy of it may be about.
+        is_away: Whether the record counts on its return: it was put back because others run.
         version: Of this format.
     """
 
@@ -56,13 +56,13 @@ class Envelope(NamedTuple):
     call: Mapping[str, object] = MappingProxyType({})
     duplicate_of: str = ""
     deferrals: int = 0
-    is_away: bool = False
     is_copy: bool = False
     shares: bool = False
     shared_ticket: int = 0
     missed: int = 0
     retries: int = 0
     was_delayed: bool = False
+    is_away: bool = False
     version: int = VERSION
 
     def to_header(self) -> dict[str, object]:

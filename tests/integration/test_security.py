@@ -640,12 +640,12 @@ def test_what_a_message_says() -> None:
     """  # noqa: D205  # a line of the page
     whole = Envelope(
         f"once:pay:{DIGEST}", 5, "queued", "m1", "pay", "s", {"lease": 5}, "m0", 1, True, True,
-        1, 1, 1, True,
+        1, 1, 1, True, True,
     )  # fmt: skip
 
     assert set(whole.to_header()) == {
         "v", "key", "ticket", "scope", "id", "task", "store", "call", "dup", "n", "copy", "share",
-        "r", "late",
+        "r", "late", "away",
     }  # fmt: skip
 
 

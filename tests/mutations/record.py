@@ -237,7 +237,7 @@ CLAIM = (
         "claim",
         "claim 1",
         "kept-work-is-said-to-wait-fast",
-        "for index = 10, 21 do",
+        "for index = 10, 22 do",
         "for index = 11, 21 do",
         "gaps:kept_work_is_kept_although_one_waits",
     ),
