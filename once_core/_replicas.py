@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -24,15 +24,9 @@ class TooFewReplicasError(redis.ResponseError):
 
 def patience_of(client: Any) -> float:  # noqa: ANN401  # any client of redis-py
     """Seconds for which the replicas are waited for: well below what the client waits itself."""
-    pool = getattr(client, "connection_pool", None)
-    settings = pool.connection_kwargs if pool is not None else _settings(client)
+    settings = getattr(getattr(client, "connection_pool", client), "connection_kwargs", {})
     given = settings.get("socket_timeout")
     return min(LONGEST_WAIT, given / 2) if given else LONGEST_WAIT
-
-
-def _settings(cluster: Any) -> Mapping[str, Any]:  # noqa: ANN401  # see above
-    found: Mapping[str, Any] = getattr(cluster, "connection_kwargs", {})
-    return found
 
 
 def commands(

@@ -233,7 +233,10 @@ def finish(
 def take_back(
     key: str, message: Message, attempt: str, *, ttl: float, heal_after: float
 ) -> Step[Finish]:
-    """A start that was heard, of which nobody knows the answer: the message waits as before."""
+    """A start that was heard, and nobody knows the answer: the message waits as before.
+
+    Durations in seconds; where the start was not heard, nothing changes.
+    """
     # as if an attempt before it had ended in a retry, which is the message itself
     before = message._replace(retries=message.retries - 1)
     return finish(

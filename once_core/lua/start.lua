@@ -10,7 +10,7 @@
 --   limit     attempts that may run at once
 --   park      ms for which its place in the line is kept if it cannot start; 0: it does not wait.
 --             Only for whoever has no message: nothing of it waits in this record
---   again     1: it was put back before
+--   again     1: it was put back because others ran, and counted then as away
 -- Returns: started fence waited found
 --          overlap|skipped|superseded|repeated|duplicate since remaining turn where holder
 --            turn: ms until it may come back; 0 where nobody can say
